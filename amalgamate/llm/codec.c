@@ -1,0 +1,58 @@
+/* llm/codec.c -- what all dialects share in reading a stream */
+
+#include "llm/codec.h"
+
+LK__PRIV void lk__answer_reset(lk__answer *a) {
+    for (uint32_t i = 0; i < a->num_tools; i++) {
+        lk__buf_free(&a->tools[i].id);
+        lk__buf_free(&a->tools[i].name);
+        lk__buf_free(&a->tools[i].arguments);
+    }
+    lk__free(a->env, a->tools, a->cap_tools * sizeof *a->tools);
+    a->tools = NULL;
+    a->num_tools = a->cap_tools = 0;
+    a->usage = (llmkit_usage){ -1, -1, -1, -1 };
+    a->finish = LLMKIT_UNFINISHED;
+    a->finish_text[0] = '\0';
+    a->complete = a->started = false;
+}
+
+LK__PRIV lk__tool_part *lk__answer_tool(lk__answer *a, uint32_t index, llmkit_error *error) {
+    for (uint32_t i = 0; i < a->num_tools; i++)
+        if (a->tools[i].index == index) return &a->tools[i];
+    if (a->num_tools == LK__MAX_TOOL_PARTS) {
+        lk__fail(error, LLMKIT_E_TOO_BIG, "over %d tool calls in one reply", LK__MAX_TOOL_PARTS);
+        return NULL;
+    }
+    if (a->num_tools == a->cap_tools) {
+        uint32_t cap = a->cap_tools ? 2 * a->cap_tools : 4;
+        lk__tool_part *more = lk__resize(a->env, a->tools, a->cap_tools * sizeof *more,
+                                         cap * sizeof *more);
+        if (!more) {
+            lk__fail(error, LLMKIT_E_NOMEM, "no memory for a tool call");
+            return NULL;
+        }
+        a->tools = more;
+        a->cap_tools = cap;
+    }
+    lk__tool_part *t = &a->tools[a->num_tools++];
+    memset(t, 0, sizeof *t);
+    t->index = index;
+    lk__buf_init(&t->id, a->env, 4096);
+    lk__buf_init(&t->name, a->env, 4096);
+    lk__buf_init(&t->arguments, a->env, a->max_bytes);
+    return t;
+}
+
+LK__PRIV bool lk__answer_end_tools(lk__answer *a) {
+    for (uint32_t i = 0; i < a->num_tools; i++) {
+        lk__tool_part *t = &a->tools[i];
+        if (t->ended) continue;
+        t->ended = true;
+        llmkit_event e = { .type = LLMKIT_EV_TOOL_END };
+        e.tool = (llmkit_tool_call){ lk__buf_view(&t->id), lk__buf_view(&t->name),
+                                     lk__buf_view(&t->arguments), t->index };
+        if (!a->emit(a->user, &e)) return false;
+    }
+    return true;
+}
