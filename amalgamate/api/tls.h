@@ -1,4 +1,4 @@
-/* api/tls.h -- trust, identity and sessions for TLS, shared by clients, servers and threads */
+/* api/tls.h -- trust, identity and TLS sessions, shared by clients, servers and threads */
 #pragma once
 
 /* Reference-counted: create gives one reference, each client or server that is given one takes its
@@ -15,7 +15,7 @@ typedef struct llmkit_tls llmkit_tls;
 typedef struct llmkit_tls_desc {
     uint32_t    _guard0;
     llmkit_env  env;
-    const char *ca_file;   /* PEM bundle of trust anchors; default: SSL_CERT_FILE, then the system's */
+    const char *ca_file;   /* PEM trust anchors; default: SSL_CERT_FILE, then the system's */
     const char *ca_pem;    /* or its text */
     const char *cert_file; /* PEM chain, leaf first: a server's identity, or a client's */
     const char *key_file;  /* PEM private key, PKCS#1, SEC1 or PKCS#8, not encrypted */

@@ -1,4 +1,4 @@
-/* net/tls.c -- the engine of one TLS connection: profile, verification, handshake, errors in words */
+/* net/tls.c -- one TLS connection: profile, verification, handshake, errors in words */
 
 #include "core/rand.h"
 #include "net/tls.h"
@@ -16,18 +16,24 @@ _Static_assert(LLMKIT_TLS_BUFFER >= 512 + 325, "LLMKIT_TLS_BUFFER: BearSSL's sma
 
 /* ---- Profile ---------------------------------------------------------------------------------*/
 
-/* Suites with forward secrecy and authenticated encryption only (RFC 9325 4.2).  Few suites are also
- * quick ones: with BearSSL's full list of 48 it takes 200 us to write a ClientHello, with these 50.
+/* Suites with forward secrecy and authenticated encryption only (RFC 9325 4.2).  A short list is
+ * also a quick one: BearSSL takes 200 us to write a ClientHello with its full list, 40 with this.
  * AES-GCM runs at 3 GB/s where the processor helps; where not, ChaCha20 is the faster one. */
 static const uint16_t lk__tls_suites_aes[] = {
-    BR_TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,       BR_TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
-    BR_TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,       BR_TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384,
-    BR_TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256, BR_TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256
+    BR_TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
+    BR_TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
+    BR_TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,
+    BR_TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384,
+    BR_TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
+    BR_TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
 };
 static const uint16_t lk__tls_suites_chacha[] = {
-    BR_TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256, BR_TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
-    BR_TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,       BR_TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
-    BR_TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,       BR_TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384
+    BR_TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
+    BR_TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
+    BR_TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
+    BR_TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
+    BR_TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,
+    BR_TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384,
 };
 
 LK__PRIV void lk__tls_profile(br_ssl_engine_context *eng) {
@@ -49,33 +55,12 @@ LK__PRIV void lk__tls_profile(br_ssl_engine_context *eng) {
     br_ssl_engine_set_default_ecdsa(eng);
 }
 
-/* Connections start as copies of these contexts.  Building one anew asks the processor for its
- * features nine times, and each such CPUID traps under a hypervisor: 75 us in all.  The reset seeds
- * the random numbers from the system once; each copy adds fresh bytes of its own. */
-LK__PRIV llmkit_err lk__tls_prepare(llmkit_tls *tls, llmkit_error *error) {
-    unsigned char room[1024]; /* a reset wants some buffer */
-    br_ssl_client_zero(&tls->client);
-    lk__tls_profile(&tls->client.eng);
-    br_ssl_engine_set_buffer(&tls->client.eng, room, sizeof room, 0);
-    bool good = br_ssl_client_reset(&tls->client, NULL, 0) != 0;
-    if (good && lk__tls_has_identity(tls)) {
-        br_ssl_server_zero(&tls->server);
-        lk__tls_profile(&tls->server.eng);
-        br_ssl_engine_add_flags(&tls->server.eng, BR_OPT_ENFORCE_SERVER_PREFERENCES);
-        br_ssl_engine_set_buffer(&tls->server.eng, room, sizeof room, 0);
-        good = br_ssl_server_reset(&tls->server) != 0;
-    }
-    lk__wipe(room, sizeof room);
-    if (good) return LLMKIT_OK;
-    return lk__fail(error, LLMKIT_E_TLS, "the system has no random numbers for TLS");
-}
-
 /* ---- Verification of a server's chain --------------------------------------------------------*/
 
 /* A class of BearSSL's around its own br_x509_minimal, for two reasons.  That one matches no IP
- * addresses.  And it hashes the names of all trust anchors anew for each certificate, 0.4 ms with a
- * system bundle; so the chain is collected first, and it sees only those anchors whose names occur
- * in it. */
+ * addresses.  And it hashes the names of all trust anchors anew several times for each certificate,
+ * which takes 2.7 ms for a chain of two with a system bundle of 144: so the chain is collected
+ * first, and it sees only those anchors whose names occur in it. */
 typedef struct lk__verifier {
     const br_x509_class *vtable; /* first, as BearSSL wants it */
     br_x509_minimal_context minimal;
@@ -244,8 +229,30 @@ static const br_ssl_session_cache_class lk__served_class = {
     .load = lk__served_load,
 };
 
-/* Fresh bytes for every connection: two that start from the same copied state, even on both sides of
- * a fork, never draw the same numbers. */
+/* Connections start as copies of these contexts.  Building one anew asks the processor for its
+ * features nine times, and each such CPUID traps under a hypervisor: 75 us in all.  The reset seeds
+ * the random numbers from the system once; each copy adds fresh bytes of its own. */
+LK__PRIV llmkit_err lk__tls_prepare(llmkit_tls *tls, llmkit_error *error) {
+    unsigned char room[1024]; /* a reset wants some buffer */
+    tls->served_class = &lk__served_class;
+    br_ssl_client_zero(&tls->client);
+    lk__tls_profile(&tls->client.eng);
+    br_ssl_engine_set_buffer(&tls->client.eng, room, sizeof room, 0);
+    bool good = br_ssl_client_reset(&tls->client, NULL, 0) != 0;
+    if (good && lk__tls_has_identity(tls)) {
+        br_ssl_server_zero(&tls->server);
+        lk__tls_profile(&tls->server.eng);
+        br_ssl_engine_add_flags(&tls->server.eng, BR_OPT_ENFORCE_SERVER_PREFERENCES);
+        br_ssl_engine_set_buffer(&tls->server.eng, room, sizeof room, 0);
+        good = br_ssl_server_reset(&tls->server) != 0;
+    }
+    lk__wipe(room, sizeof room);
+    if (good) return LLMKIT_OK;
+    return lk__fail(error, LLMKIT_E_TLS, "the system has no random numbers for TLS");
+}
+
+/* Fresh bytes for every connection: two that start from the same copied state, even on both sides
+ * of a fork, never draw the same numbers. */
 LK__PRIV llmkit_err lk__tls_seed(lk__tls *t, llmkit_error *error) {
     uint8_t seed[32];
     if (!lk__entropy(seed, sizeof seed))
@@ -368,7 +375,7 @@ LK__PRIV void lk__tls_free(lk__tls *t) {
     const llmkit_env *env = t->env;
     if (t->eng && !t->is_server && br_ssl_engine_last_error(t->eng) != BR_ERR_OK)
         lk__session_forget(shared, t->session_key);
-    if (!t->ready) lk__add_relaxed(&shared->failed, 1);
+    if (!t->ready) (void)lk__add_relaxed(&shared->failed, 1);
     lk__tls_drop_verifier(t);
     lk__wipe(t, sizeof *t);
     lk__free(env, t, sizeof *t);
@@ -390,16 +397,17 @@ LK__PRIV void lk__tls_note_session(lk__tls *t) {
 LK__PRIV void lk__tls_complete(lk__tls *t) {
     t->ready = true;
     if (!t->is_server) lk__tls_note_session(t);
-    lk__add_relaxed(&t->shared->handshakes, 1);
-    if (t->resumed) lk__add_relaxed(&t->shared->resumed, 1);
+    (void)lk__add_relaxed(&t->shared->handshakes, 1);
+    if (t->resumed) (void)lk__add_relaxed(&t->shared->resumed, 1);
     lk__tls_drop_verifier(t);
 }
 
 /* Our bits stand in BearSSL's order, but for the lowest. */
-_Static_assert(BR_SSL_SENDREC == LK__TLS_SEND_WIRE << 1 && BR_SSL_RECVREC == LK__TLS_RECV_WIRE << 1 &&
-                   BR_SSL_SENDAPP == LK__TLS_SEND_APP << 1 &&
-                   BR_SSL_RECVAPP == LK__TLS_RECV_APP << 1 && BR_SSL_CLOSED == 1,
-               "BearSSL's state bits");
+_Static_assert(BR_SSL_SENDREC == LK__TLS_SEND_WIRE << 1, "BearSSL's state bits");
+_Static_assert(BR_SSL_RECVREC == LK__TLS_RECV_WIRE << 1, "BearSSL's state bits");
+_Static_assert(BR_SSL_SENDAPP == LK__TLS_SEND_APP << 1, "BearSSL's state bits");
+_Static_assert(BR_SSL_RECVAPP == LK__TLS_RECV_APP << 1, "BearSSL's state bits");
+_Static_assert(BR_SSL_CLOSED == 1, "BearSSL's state bits");
 
 LK__PRIV unsigned lk__tls_wants(const lk__tls *t) {
     unsigned state = br_ssl_engine_current_state(t->eng);
@@ -475,7 +483,8 @@ static const lk__tls_row lk__tls_cert_rows[] = {
     { BR_ERR_X509_BAD_SIGNATURE, false, "or one in its chain has a bad signature" },
     { BR_ERR_X509_TIME_UNKNOWN, false, "cannot be checked: this machine does not know the time" },
     { BR_ERR_X509_EXPIRED, false, "expired or is not yet valid; check the clock of this machine" },
-    { BR_ERR_X509_DN_MISMATCH, false, "is not followed by its issuer's: the server's chain is out of order" },
+    { BR_ERR_X509_DN_MISMATCH, false,
+      "is not followed by its issuer's: the server's chain is out of order" },
     { BR_ERR_X509_BAD_SERVER_NAME, false, "is for other names; check the host in the URL" },
     { BR_ERR_X509_CRITICAL_EXTENSION, false,
       "has a critical extension that BearSSL does not know" },
@@ -515,8 +524,8 @@ static const lk__tls_row lk__tls_alert_rows[] = {
     { BR_ALERT_BAD_RECORD_MAC, true, "a record was damaged on the way" },
     { BR_ALERT_RECORD_OVERFLOW, false, "a record is too large" },
     { BR_ALERT_HANDSHAKE_FAILURE, false,
-      "no cipher suite, curve or signature in common (we have ECDHE with AES-GCM or"
-      " ChaCha20-Poly1305), or a client certificate is wanted (cert_file)" },
+      "nothing in common (we have TLS 1.2 with ECDHE and AES-GCM or ChaCha20-Poly1305), or a client"
+      " certificate is wanted (cert_file)" },
     { BR_ALERT_BAD_CERTIFICATE, false, "the certificate was found bad" },
     { BR_ALERT_UNSUPPORTED_CERTIFICATE, false, "the kind of certificate is not supported" },
     { BR_ALERT_CERTIFICATE_REVOKED, false, "the certificate is revoked" },
@@ -528,7 +537,7 @@ static const lk__tls_row lk__tls_alert_rows[] = {
     { BR_ALERT_DECODE_ERROR, false, "a message could not be decoded" },
     { BR_ALERT_DECRYPT_ERROR, false, "a signature or a Finished message did not verify" },
     { BR_ALERT_PROTOCOL_VERSION, false,
-      "no version in common: the peer wants another one, such as TLS 1.3; this library has TLS 1.2" },
+      "no version in common: the peer wants another, such as TLS 1.3; this library has TLS 1.2" },
     { BR_ALERT_INSUFFICIENT_SECURITY, false, "the peer wants stronger cipher suites" },
     { BR_ALERT_INTERNAL_ERROR, true, "internal error" },
     { BR_ALERT_USER_CANCELED, true, "cancelled" },
@@ -559,14 +568,14 @@ LK__PRIV llmkit_err lk__tls_why_code(const char *who, int code, llmkit_error *er
         lk__tls_row_find(lk__tls_cert_rows, LK__COUNT(lk__tls_cert_rows), code);
     if (row) return lk__fail(error, LLMKIT_E_CERT, "the certificate of %s %s", who, row->text);
     if (code >= BR_ERR_X509_INVALID_VALUE && code < BR_ERR_RECV_FATAL_ALERT)
-        return lk__fail(error, LLMKIT_E_CERT, "the certificate of %s is malformed: BearSSL error %d",
-                        who, code);
+        return lk__fail(error, LLMKIT_E_CERT,
+                        "the certificate of %s is malformed: BearSSL error %d", who, code);
     row = lk__tls_row_find(lk__tls_error_rows, LK__COUNT(lk__tls_error_rows), code);
     if (row)
         lk__fail(error, LLMKIT_E_TLS, "TLS with %s failed: %s", who, row->text);
     else
-        lk__fail(error, LLMKIT_E_TLS, "TLS with %s failed: the peer broke the protocol: BearSSL"
-                 " error %d", who, code);
+        lk__fail(error, LLMKIT_E_TLS,
+                 "TLS with %s failed: the peer broke the protocol: BearSSL error %d", who, code);
     if (error) error->retryable = row && row->retryable;
     return LLMKIT_E_TLS;
 }

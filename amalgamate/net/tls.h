@@ -31,12 +31,12 @@ LK__PRIV uint8_t *lk__tls_buf(lk__tls *t, unsigned channel, size_t *len);
 LK__PRIV void lk__tls_ack(lk__tls *t, unsigned channel, size_t len);
 LK__PRIV void lk__tls_flush(lk__tls *t);  /* what was written becomes a record */
 LK__PRIV void lk__tls_finish(lk__tls *t); /* sends close_notify */
-/* Once true, stays true.  The session is noted for resumption and handshake memory given back in the
- * lk__tls_ack that makes it true. */
+/* Once true, stays true.  The lk__tls_ack that makes it true notes the session for resumption and
+ * gives handshake memory back. */
 LK__PRIV bool lk__tls_ready(lk__tls *t);
 LK__PRIV bool lk__tls_resumed(const lk__tls *t);
-/* After CLOSED: OK if the peer closed with close_notify, else E_TLS or E_CERT in words (E_NOMEM where
- * a certificate found no memory). */
+/* After CLOSED: OK if the peer closed with close_notify, else E_TLS or E_CERT in words (E_NOMEM
+ * where a certificate found no memory). */
 LK__PRIV llmkit_err lk__tls_why(const lk__tls *t, llmkit_error *error);
 /* A session for this host is known, so that the next handshake may be short. */
 LK__PRIV bool lk__tls_knows(llmkit_tls *shared, const char *host, uint16_t port);

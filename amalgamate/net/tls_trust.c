@@ -157,7 +157,8 @@ LK__PRIV bool lk__cert_has_ip(const lk__cert *cert, const uint8_t *ip, size_t ip
     llmkit_str names = cert->alt_names;
     lk__der name;
     while (lk__der_next(&names, &name)) {
-        if (name.tag == LK__DER_IP_ADDRESS && lk__str_eq(name.body, lk__str((const char *)ip, ip_len)))
+        if (name.tag == LK__DER_IP_ADDRESS && name.body.len == ip_len &&
+            memcmp(name.body.ptr, ip, ip_len) == 0)
             return true;
     }
     return false;
@@ -165,8 +166,8 @@ LK__PRIV bool lk__cert_has_ip(const lk__cert *cert, const uint8_t *ip, size_t ip
 
 /* ---- PEM -------------------------------------------------------------------------------------*/
 
-/* BearSSL's own decoder takes 56 ms for a system bundle of 144 roots, and its decoder of certificates
- * 14 ms; this and lk__cert_parse take less than 2 ms together, once for each process. */
+/* BearSSL's own decoder takes 56 ms for a system bundle of 144 roots, and its decoder of
+ * certificates 14 ms more; this and lk__cert_parse take less than 2 ms together. */
 
 /* All ones if lo <= c <= hi, without a branch or a table: the text may be a private key's. */
 LK__PRIV uint32_t lk__pem_within(uint32_t c, uint32_t lo, uint32_t hi) {
@@ -498,8 +499,9 @@ LK__PRIV llmkit_err lk__identity_chain(lk__identity *id, const llmkit_env *env,
 LK__PRIV llmkit_err lk__identity_decode(lk__identity *id, const lk__pem *pem, const char *name,
                                         llmkit_error *error) {
     if (pem->broken || lk__str_starts(pem->label, LK__STR("ENCRYPTED")))
-        return lk__fail(error, LLMKIT_E_ARG, "the private key in %s is encrypted or damaged;"
-                        " decrypt it with: openssl pkey -in FILE", name);
+        return lk__fail(error, LLMKIT_E_ARG,
+                        "the private key in %s is encrypted or damaged; decrypt it with: openssl"
+                        " pkey -in FILE", name);
     br_skey_decoder_init(id->key);
     br_skey_decoder_push(id->key, pem->der.ptr, pem->der.len);
     if (br_skey_decoder_last_error(id->key) != 0)
@@ -566,8 +568,9 @@ LK__PRIV llmkit_err lk__identity_load(lk__identity *id, const llmkit_env *env,
     if (err) return err;
     err = lk__identity_key(id, env, &text, error);
     if (!err && !lk__identity_matches(id))
-        err = lk__fail(error, LLMKIT_E_ARG, "the private key in %s does not belong to the first"
-                       " certificate in %s", text.name, d->cert_file ? d->cert_file : "cert_pem");
+        err = lk__fail(error, LLMKIT_E_ARG,
+                       "the private key in %s does not belong to the first certificate in %s",
+                       text.name, d->cert_file ? d->cert_file : "cert_pem");
     lk__pem_text_free(&text, env);
     return err;
 }
@@ -704,11 +707,11 @@ LK__PRIV llmkit_err lk__tls_check(const llmkit_tls_desc *d, llmkit_error *error)
     if (err) return err;
     const char *wrong = NULL;
     bool cert = d->cert_file || d->cert_pem, key = d->key_file || d->key_pem;
+    if (cert && !key) wrong = "a certificate needs its private key: key_file or key_pem";
+    if (key && !cert) wrong = "a private key needs its certificate: cert_file or cert_pem";
     if (d->ca_file && d->ca_pem) wrong = "ca_file and ca_pem exclude each other";
     if (d->cert_file && d->cert_pem) wrong = "cert_file and cert_pem exclude each other";
     if (d->key_file && d->key_pem) wrong = "key_file and key_pem exclude each other";
-    if (cert && !key) wrong = "a certificate needs its private key: key_file or key_pem";
-    if (key && !cert) wrong = "a private key needs its certificate: cert_file or cert_pem";
     return wrong ? lk__fail(error, LLMKIT_E_ARG, "%s", wrong) : LLMKIT_OK;
 }
 
@@ -762,7 +765,7 @@ LLMKIT_API llmkit_tls *llmkit_tls_create(const llmkit_tls_desc *desc, llmkit_err
 }
 
 LK__PRIV llmkit_tls *lk__tls_retain(llmkit_tls *tls) {
-    if (tls) lk__add_relaxed(&tls->refs, 1);
+    if (tls) (void)lk__add_relaxed(&tls->refs, 1);
     return tls;
 }
 
