@@ -1,4 +1,4 @@
-/* tests/test_core.c -- memory, strings, numbers, buffers, errors, random numbers, the sketch */
+/* test_core.c -- memory, strings, numbers, buffers, errors, random numbers, the sketch */
 #include "test.h"
 
 #include <locale.h>
@@ -135,8 +135,13 @@ static void copies_end_between_characters(void **state) {
 static void base64_of_rfc_4648(void **state) {
     (void)state;
     static const char *const vectors[][2] = {
-        { "", "" },         { "f", "Zg==" },         { "fo", "Zm8=" },         { "foo", "Zm9v" },
-        { "foob", "Zm9vYg==" }, { "fooba", "Zm9vYmE=" }, { "foobar", "Zm9vYmFy" },
+        { "", "" },
+        { "f", "Zg==" },
+        { "fo", "Zm8=" },
+        { "foo", "Zm9v" },
+        { "foob", "Zm9vYg==" },
+        { "fooba", "Zm9vYmE=" },
+        { "foobar", "Zm9vYmFy" },
         { "\xFF\xFE\xFD\xFB", "//79+w==" },
     };
     for (size_t i = 0; i < LK__COUNT(vectors); i++) {
@@ -149,15 +154,38 @@ static void base64_of_rfc_4648(void **state) {
 
 static void utf8_is_told_from_what_is_not(void **state) {
     (void)state;
-    static const struct { const char *bytes; size_t size; } vectors[] = {
-        { "a", 1 },            { "\x7F", 1 },         { "\xC2\x80", 2 },     { "\xDF\xBF", 2 },
-        { "\xE0\xA0\x80", 3 }, { "\xED\x9F\xBF", 3 }, { "\xEE\x80\x80", 3 }, { "\xEF\xBF\xBF", 3 },
-        { "\xF0\x90\x80\x80", 4 }, { "\xF4\x8F\xBF\xBF", 4 },
-        { "\x80", 0 },         { "\xBF", 0 },         { "\xC0\x80", 0 },     { "\xC1\xBF", 0 },
-        { "\xC2", 0 },         { "\xC2 ", 0 },        { "\xC2\xC0", 0 },     { "\xE0\x9F\xBF", 0 },
-        { "\xE1\x80", 0 },     { "\xE1\x80 ", 0 },    { "\xED\xA0\x80", 0 }, { "\xF0\x8F\xBF\xBF", 0 },
-        { "\xF0\x90\x80", 0 }, { "\xF0\x90\x80 ", 0 }, { "\xF4\x90\x80\x80", 0 },
-        { "\xF5\x80\x80\x80", 0 }, { "\xFF", 0 },     { "\xFE", 0 },
+    static const struct {
+        const char *bytes;
+        size_t size;
+    } vectors[] = {
+        { "a", 1 },
+        { "\x7F", 1 },
+        { "\xC2\x80", 2 },
+        { "\xDF\xBF", 2 },
+        { "\xE0\xA0\x80", 3 },
+        { "\xED\x9F\xBF", 3 },
+        { "\xEE\x80\x80", 3 },
+        { "\xEF\xBF\xBF", 3 },
+        { "\xF0\x90\x80\x80", 4 },
+        { "\xF4\x8F\xBF\xBF", 4 },
+        { "\x80", 0 },
+        { "\xBF", 0 },
+        { "\xC0\x80", 0 },
+        { "\xC1\xBF", 0 },
+        { "\xC2", 0 },
+        { "\xC2 ", 0 },
+        { "\xC2\xC0", 0 },
+        { "\xE0\x9F\xBF", 0 },
+        { "\xE1\x80", 0 },
+        { "\xE1\x80 ", 0 },
+        { "\xED\xA0\x80", 0 },
+        { "\xF0\x8F\xBF\xBF", 0 },
+        { "\xF0\x90\x80", 0 },
+        { "\xF0\x90\x80 ", 0 },
+        { "\xF4\x90\x80\x80", 0 },
+        { "\xF5\x80\x80\x80", 0 },
+        { "\xFF", 0 },
+        { "\xFE", 0 },
     };
     for (size_t i = 0; i < LK__COUNT(vectors); i++) {
         llmkit_str s = lk_guarded_str(vectors[i].bytes);
@@ -179,8 +207,9 @@ static void u64_takes_digits_only(void **state) {
     assert_true(lk__parse_u64(LK__STR("0"), &value) && value == 0);
     assert_true(lk__parse_u64(LK__STR("0017"), &value) && value == 17);
     assert_true(lk__parse_u64(LK__STR("18446744073709551615"), &value) && value == UINT64_MAX);
-    static const char *const bad[] = { "", "-1", "+1", " 1", "1 ", "1.0", "0x1",
-                                       "18446744073709551616", "99999999999999999999999" };
+    static const char *const bad[] = {
+        "", "-1", "+1", " 1", "1 ", "1.0", "0x1", "18446744073709551616", "99999999999999999999999"
+    };
     for (size_t i = 0; i < LK__COUNT(bad); i++) {
         assert_false(lk__parse_u64(lk_guarded_str(bad[i]), &value));
     }
@@ -188,9 +217,9 @@ static void u64_takes_digits_only(void **state) {
 
 static void f64_is_read_in_jsons_grammar(void **state) {
     (void)state;
-    static const char *const bad[] = { "",    "-",    "+1",  ".5",   "5.",  "01",  "-01", "1e",
-                                       "1e+", "1.e1", "0x1", "1 ",   " 1",  "inf", "nan", "1e5.0",
-                                       "--1", "1-",   "1..2", "1e999", "-1e999" };
+    static const char *const bad[] = { "",    "-",     "+1",   ".5",  "5.",   "01",    "-01",
+                                       "1e",  "1e+",   "1.e1", "0x1", "1 ",   " 1",    "inf",
+                                       "nan", "1e5.0", "--1",  "1-",  "1..2", "1e999", "-1e999" };
     double value;
     for (size_t i = 0; i < LK__COUNT(bad); i++) {
         if (lk__parse_f64(lk_guarded_str(bad[i]), &value)) fail_msg("took %s", bad[i]);
@@ -199,15 +228,28 @@ static void f64_is_read_in_jsons_grammar(void **state) {
 
 static void f64_is_rounded_correctly(void **state) {
     (void)state;
-    static const struct { const char *text; double value; } vectors[] = {
-        { "0", 0.0 }, { "-0", -0.0 }, { "1", 1.0 }, { "0.1", 0x1.999999999999ap-4 },
-        { "0.70", 0.7 }, { "1e22", 1e22 }, { "1e23", 0x1.52d02c7e14af6p+76 },
+    static const struct {
+        const char *text;
+        double value;
+    } vectors[] = {
+        { "0", 0.0 },
+        { "-0", -0.0 },
+        { "1", 1.0 },
+        { "0.1", 0x1.999999999999ap-4 },
+        { "0.70", 0.7 },
+        { "1e22", 1e22 },
+        { "1e23", 0x1.52d02c7e14af6p+76 },
         { "123456789012345678", 0x1.b69b4ba630f35p+56 },
-        { "9007199254740993", 0x1p53 }, { "9007199254740993.0000000000000000001", 0x1.0000000000001p53 },
+        { "9007199254740993", 0x1p53 },
+        { "9007199254740993.0000000000000000001", 0x1.0000000000001p53 },
         { "1.7976931348623157e308", 0x1.fffffffffffffp+1023 },
         { "17976931348623157e292", 0x1.fffffffffffffp+1023 },
-        { "2.2250738585072014e-308", 0x1p-1022 }, { "4.9e-324", 0x1p-1074 }, { "2e-324", 0.0 },
-        { "1e-400", 0.0 }, { "0e999999999999999999999", 0.0 }, { "0.000e-5", 0.0 },
+        { "2.2250738585072014e-308", 0x1p-1022 },
+        { "4.9e-324", 0x1p-1074 },
+        { "2e-324", 0.0 },
+        { "1e-400", 0.0 },
+        { "0e999999999999999999999", 0.0 },
+        { "0.000e-5", 0.0 },
         { "1e-99999999999999999999999", 0.0 },
         { "0.000000000000000000000000000000000000000000001e45", 1.0 },
         { "100000000000000000000000000000000000000000000e-44", 1.0 },
@@ -246,8 +288,9 @@ static void check_round_trip(double value) {
 
 static void f64_survives_a_round_trip(void **state) {
     (void)state;
-    static const double values[] = { 0.0, -0.0, 1, -1, 0.1, 1e15, 1e16, 1e17, 1e18, 1e21, 1e-4, 1e-5,
-                                     1e-6, 123456.789, DBL_MAX, DBL_MIN, 0x1p-1074, 5e-324, 1.0 / 3 };
+    static const double values[] = { 0.0,     -0.0,    1,         -1,     0.1,    1e15, 1e16,
+                                     1e17,    1e18,    1e21,      1e-4,   1e-5,   1e-6, 123456.789,
+                                     DBL_MAX, DBL_MIN, 0x1p-1074, 5e-324, 1.0 / 3 };
     for (size_t i = 0; i < LK__COUNT(values); i++) check_round_trip(values[i]);
     lk__rand r;
     lk__rand_init(&r, &(llmkit_env){ .seed = 5 });
@@ -261,10 +304,22 @@ static void f64_survives_a_round_trip(void **state) {
 
 static void f64_is_written_short(void **state) {
     (void)state;
-    static const struct { double value; const char *text; } vectors[] = {
-        { 0, "0" }, { 0.7, "0.7" }, { 1, "1" }, { -2.5, "-2.5" }, { 100, "100" }, { 0.001, "0.001" },
-        { 1234567, "1234567" }, { 1e21, "1e21" }, { 1.5e-7, "1.5e-7" }, { 1.0 / 3, "0.3333333333333333" },
-        { 1e16, "10000000000000000" }, { 0.00001, "0.00001" },
+    static const struct {
+        double value;
+        const char *text;
+    } vectors[] = {
+        { 0, "0" },
+        { 0.7, "0.7" },
+        { 1, "1" },
+        { -2.5, "-2.5" },
+        { 100, "100" },
+        { 0.001, "0.001" },
+        { 1234567, "1234567" },
+        { 1e21, "1e21" },
+        { 1.5e-7, "1.5e-7" },
+        { 1.0 / 3, "0.3333333333333333" },
+        { 1e16, "10000000000000000" },
+        { 0.00001, "0.00001" },
     };
     char text[32];
     for (size_t i = 0; i < LK__COUNT(vectors); i++) {
@@ -279,7 +334,8 @@ static void f64_is_written_short(void **state) {
 
 static void numbers_do_not_know_the_locale(void **state) {
     (void)state;
-    static const char *const names[] = { "de_DE.UTF-8", "de_DE.utf8", "fr_FR.UTF-8", "ps_AF.UTF-8" };
+    static const char *const names[] = { "de_DE.UTF-8", "de_DE.utf8", "fr_FR.UTF-8",
+                                         "ps_AF.UTF-8" };
     char text[32];
     double value = 0;
     for (size_t i = 0; i < LK__COUNT(names); i++) {
@@ -401,8 +457,8 @@ static void errors_have_names_and_sentences(void **state) {
 
 static void the_build_says_what_it_is(void **state) {
     (void)state;
-    assert_int_equal(llmkit_version(), LLMKIT_VERSION_MAJOR << 16 | LLMKIT_VERSION_MINOR << 8 |
-                                           LLMKIT_VERSION_PATCH);
+    assert_int_equal(llmkit_version(),
+                     LLMKIT_VERSION_MAJOR << 16 | LLMKIT_VERSION_MINOR << 8 | LLMKIT_VERSION_PATCH);
     char start[32];
     snprintf(start, sizeof start, "%d.%d.%d src:", LLMKIT_VERSION_MAJOR, LLMKIT_VERSION_MINOR,
              LLMKIT_VERSION_PATCH);

@@ -458,6 +458,41 @@ static void resolving_threads_take_no_signals(void **state) {
     drop_resolver(r);
 }
 
+static int fail_thread(void *(*fn)(void *arg), void *arg) {
+    (void)fn;
+    (void)arg;
+    return EAGAIN;
+}
+
+static void thread_that_cannot_be_started_is_an_error_unless_others_run(void **state) {
+    lk__sys sys = *oracle_sys();
+    llmkit_loop *loop = open_loop(&sys);
+    lk__resolver *r = hold_resolver(loop);
+    lk__lookup lookup = { .fn = query_fn };
+    query q, second;
+    llmkit_error error;
+    made m;
+    (void)state;
+    oracle_init(true, 0, make_list(&m, "4"));
+    sys.thread = fail_thread;
+    assert_err(lk__lookup_start(loop, &lookup, LLMKIT_STR("api.example"), 1, &error), LLMKIT_E_IO);
+    assert_null(lookup.job);
+    assert_int_equal(error.os_errno, EAGAIN);
+    if (!strstr(error.message, "thread to resolve api.example")) fail_msg("%s", error.message);
+    sys.thread = lk__sys_default()->thread;
+    query_start(&q, loop, "api.example");
+    wait_until(&oracle_at.inside, 1);
+    sys.thread = fail_thread;
+    query_start(&second, loop, "api.example");
+    oracle_open();
+    assert_ok(llmkit_loop_run(loop));
+    assert_int_equal(q.answers, 1);
+    assert_int_equal(second.answers, 1);
+    llmkit_loop_destroy(loop);
+    drop_resolver(r);
+    assert_int_equal(oracle_at.most_inside, 1);
+}
+
 #endif
 
 static const struct CMUnitTest tests[] = {
@@ -475,6 +510,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(loop_may_be_destroyed_while_names_are_asked),
     cmocka_unit_test(answer_that_nobody_read_goes_with_the_loop),
     cmocka_unit_test(resolving_threads_take_no_signals),
+    cmocka_unit_test(thread_that_cannot_be_started_is_an_error_unless_others_run),
 #endif
 };
 

@@ -1,4 +1,4 @@
-/* tests/test_json.c -- JSON: what is valid, what it means, and how it is written */
+/* test_json.c -- JSON: what is valid, what it means, and how it is written */
 #include "test.h"
 
 static lk_world world;
@@ -28,41 +28,257 @@ static llmkit_err parse_bytes(const void *bytes, size_t n) {
 /* Every text ends at a page that must not be read; so does every beginning of it. */
 
 static const char *const valid[] = {
-    "{}", "[]", "\"\"", "0", "-0", "true", "false", "null", " null ", "\t\r\n [ \t\r\n ] \t\r\n",
-    "[1]", "[1,2,3]", "[[]]", "[[],[]]", "[{}]", "[{},{}]", "{\"a\":{}}", "{\"a\":[]}",
-    "{\"\":0}", "{\"a\":1,\"b\":2}", "{\"a\":1,\"a\":2}", "{ \"a\" : 1 , \"b\" : [ ] }",
-    "{\"a\":{\"b\":{\"c\":[1,{\"d\":null}]}}}", "[[[[[[]]]]],[[[]]]]",
-    "1", "-1", "10", "1.5", "-1.5", "0.5", "-0.0", "1e5", "1E5", "1e+5", "1e-5", "1.25e-5", "0e0",
-    "0E+1", "123456789012345678901234567890", "1e999", "-1e-999", "3.141592653589793238462643",
-    "\"a\"", "\"\\\"\\\\\\/\\b\\f\\n\\r\\t\"", "\"\\u0041\"", "\"\\u00e9\"", "\"\\uD83D\\uDE00\"",
-    "\"\\ud83d\\ude00\"", "\"\\uD800\"", "\"\\uDC00\\uD800\"", "\"\\u0000\"", "\"\\uABCD\\uabcd\"",
-    "\"/\"", "\"\x7f\"", "\"\xC3\xA9\"", "\"\xE2\x82\xAC\"", "\"\xF0\x9F\x98\x80\"",
-    "\"\xE2\x80\xA8\"", "\"\xEF\xBB\xBF\"", "\"\xEF\xBF\xBF\"", "\"\xF4\x8F\xBF\xBF\"",
-    "\"seven b\"", "\"eight by\"", "\"nine byte\"", "\"fifteen bytes..\"", "\"sixteen bytes...\"",
-    "\"seventeen bytes..\"", "\"1234567\\n\"", "\"12345678\\n9\"", "\"123456\xC3\xA9\"",
-    "\"1234567\xC3\xA9\"", "[\"a\",\"b\"]", "[true,false,null]", "[ 1 ]", "[1 , 2]", "{\"a\" :1}",
-    "{\"\\u0061\":1}", "{\"\xC3\xA9\":1}", "[1.0,2.50,3e3]", "[\"\",\"\"]", "[null]",
+    "{}",
+    "[]",
+    "\"\"",
+    "0",
+    "-0",
+    "true",
+    "false",
+    "null",
+    " null ",
+    "\t\r\n [ \t\r\n ] \t\r\n",
+    "[1]",
+    "[1,2,3]",
+    "[[]]",
+    "[[],[]]",
+    "[{}]",
+    "[{},{}]",
+    "{\"a\":{}}",
+    "{\"a\":[]}",
+    "{\"\":0}",
+    "{\"a\":1,\"b\":2}",
+    "{\"a\":1,\"a\":2}",
+    "{ \"a\" : 1 , \"b\" : [ ] }",
+    "{\"a\":{\"b\":{\"c\":[1,{\"d\":null}]}}}",
+    "[[[[[[]]]]],[[[]]]]",
+    "1",
+    "-1",
+    "10",
+    "1.5",
+    "-1.5",
+    "0.5",
+    "-0.0",
+    "1e5",
+    "1E5",
+    "1e+5",
+    "1e-5",
+    "1.25e-5",
+    "0e0",
+    "0E+1",
+    "123456789012345678901234567890",
+    "1e999",
+    "-1e-999",
+    "3.141592653589793238462643",
+    "\"a\"",
+    "\"\\\"\\\\\\/\\b\\f\\n\\r\\t\"",
+    "\"\\u0041\"",
+    "\"\\u00e9\"",
+    "\"\\uD83D\\uDE00\"",
+    "\"\\ud83d\\ude00\"",
+    "\"\\uD800\"",
+    "\"\\uDC00\\uD800\"",
+    "\"\\u0000\"",
+    "\"\\uABCD\\uabcd\"",
+    "\"/\"",
+    "\"\x7f\"",
+    "\"\xC3\xA9\"",
+    "\"\xE2\x82\xAC\"",
+    "\"\xF0\x9F\x98\x80\"",
+    "\"\xE2\x80\xA8\"",
+    "\"\xEF\xBB\xBF\"",
+    "\"\xEF\xBF\xBF\"",
+    "\"\xF4\x8F\xBF\xBF\"",
+    "\"seven b\"",
+    "\"eight by\"",
+    "\"nine byte\"",
+    "\"fifteen bytes..\"",
+    "\"sixteen bytes...\"",
+    "\"seventeen bytes..\"",
+    "\"1234567\\n\"",
+    "\"12345678\\n9\"",
+    "\"123456\xC3\xA9\"",
+    "\"1234567\xC3\xA9\"",
+    "[\"a\",\"b\"]",
+    "[true,false,null]",
+    "[ 1 ]",
+    "[1 , 2]",
+    "{\"a\" :1}",
+    "{\"\\u0061\":1}",
+    "{\"\xC3\xA9\":1}",
+    "[1.0,2.50,3e3]",
+    "[\"\",\"\"]",
+    "[null]",
 };
 
 static const char *const invalid[] = {
-    "", " ", "\t\n", "{", "}", "[", "]", "\"", ",", ":", "[,]", "[,1]", "[1,]", "[1,,2]", "[1 2]",
-    "[1;2]", "[1]]", "[[1]", "{]", "[}", "{\"a\"}", "{\"a\":}", "{\"a\":1,}", "{,}", "{\"a\":1 \"b\":2}",
-    "{\"a\" 1}", "{\"a\"::1}", "{\"a\":1:2}", "{a:1}", "{'a':1}", "{1:1}", "{null:1}", "{[]:1}",
-    "{{}:1}", "{\"a\":1", "{\"a\"", "{\"a\":", "[1", "[1,", "{}{}", "[][]", "{},", "1 2", "1,", "\"a\"\"b\"",
-    "nul", "nulll", "nullx", "Null", "NULL", "tru", "truee", "[tru]", "fals", "[fals]", "True", "[nul]",
-    "undefined", "NaN", "-NaN", "Infinity", "-Infinity", "inf", "+1", "[+1]", "-", "[-]", "--1", "-a",
-    "01", "[01]", "-01", "00", "1.", "[1.]", ".5", "-.5", "1.e5", "1e", "1e+", "1e-", "[1e]", "1e1.5",
-    "1e1e1", "0x1", "1_000", "1a", "1.5.5", "1..5", "[1-]", "2e", "0.", "0e", "[1+2]", "1 000",
-    "'a'", "`a`", "\"a", "\"a\\", "\"a\\\"", "\"\\x41\"", "\"\\a\"", "\"\\'\"", "\"\\v\"", "\"\\0\"",
-    "\"\\U0041\"", "\"\\u\"", "\"\\u1\"", "\"\\u12\"", "\"\\u123\"", "\"\\u123g\"", "\"\\uG000\"",
-    "\"\\u 041\"", "\"\\u-041\"", "\"\\", "\"\\u004", "\"\\ \"", "\"\\\n\"", "\"\\\xC3\xA9\"",
-    "\"\n\"", "\"\t\"", "\"\r\"", "\"\x01\"", "\"\x1f\"", "\"1234567\x1f\"", "\"12345678\x1f\"",
-    "\"\x80\"", "\"\xBF\"", "\"\xC0\x80\"", "\"\xC1\xBF\"", "\"\xC3\"", "\"\xC3(\"", "\"\xE2\x82\"",
-    "\"\xE0\x80\x80\"", "\"\xED\xA0\x80\"", "\"\xED\xBF\xBF\"", "\"\xF0\x80\x80\x80\"", "\"\xF0\x9F\x98\"",
-    "\"\xF4\x90\x80\x80\"", "\"\xF5\x80\x80\x80\"", "\"\xFE\"", "\"\xFF\"", "\"1234567\xFF\"",
-    "\"12345678\xFF\"", "\xEF\xBB\xBF{}", "\xC3\xA9", "[\xC3\xA9]", "\xFF", "\f1", "\v1", "[1\f]",
-    "\xC2\xA0""1", "//\n1", "/**/1", "1 // x", "[1/**/]", "#1", "<null>", "[\"a\",\n4\n,1,", "*",
-    "{\"a\":\"b\",//c\n}", "[\x01]", "{\"a\":1}#", "{\"a\":/*b*/1}", "\\u0031", "{\"a\\\":1}",
+    "",
+    " ",
+    "\t\n",
+    "{",
+    "}",
+    "[",
+    "]",
+    "\"",
+    ",",
+    ":",
+    "[,]",
+    "[,1]",
+    "[1,]",
+    "[1,,2]",
+    "[1 2]",
+    "[1;2]",
+    "[1]]",
+    "[[1]",
+    "{]",
+    "[}",
+    "{\"a\"}",
+    "{\"a\":}",
+    "{\"a\":1,}",
+    "{,}",
+    "{\"a\":1 \"b\":2}",
+    "{\"a\" 1}",
+    "{\"a\"::1}",
+    "{\"a\":1:2}",
+    "{a:1}",
+    "{'a':1}",
+    "{1:1}",
+    "{null:1}",
+    "{[]:1}",
+    "{{}:1}",
+    "{\"a\":1",
+    "{\"a\"",
+    "{\"a\":",
+    "[1",
+    "[1,",
+    "{}{}",
+    "[][]",
+    "{},",
+    "1 2",
+    "1,",
+    "\"a\"\"b\"",
+    "nul",
+    "nulll",
+    "nullx",
+    "Null",
+    "NULL",
+    "tru",
+    "truee",
+    "[tru]",
+    "fals",
+    "[fals]",
+    "True",
+    "[nul]",
+    "undefined",
+    "NaN",
+    "-NaN",
+    "Infinity",
+    "-Infinity",
+    "inf",
+    "+1",
+    "[+1]",
+    "-",
+    "[-]",
+    "--1",
+    "-a",
+    "01",
+    "[01]",
+    "-01",
+    "00",
+    "1.",
+    "[1.]",
+    ".5",
+    "-.5",
+    "1.e5",
+    "1e",
+    "1e+",
+    "1e-",
+    "[1e]",
+    "1e1.5",
+    "1e1e1",
+    "0x1",
+    "1_000",
+    "1a",
+    "1.5.5",
+    "1..5",
+    "[1-]",
+    "2e",
+    "0.",
+    "0e",
+    "[1+2]",
+    "1 000",
+    "'a'",
+    "`a`",
+    "\"a",
+    "\"a\\",
+    "\"a\\\"",
+    "\"\\x41\"",
+    "\"\\a\"",
+    "\"\\'\"",
+    "\"\\v\"",
+    "\"\\0\"",
+    "\"\\U0041\"",
+    "\"\\u\"",
+    "\"\\u1\"",
+    "\"\\u12\"",
+    "\"\\u123\"",
+    "\"\\u123g\"",
+    "\"\\uG000\"",
+    "\"\\u 041\"",
+    "\"\\u-041\"",
+    "\"\\",
+    "\"\\u004",
+    "\"\\ \"",
+    "\"\\\n\"",
+    "\"\\\xC3\xA9\"",
+    "\"\n\"",
+    "\"\t\"",
+    "\"\r\"",
+    "\"\x01\"",
+    "\"\x1f\"",
+    "\"1234567\x1f\"",
+    "\"12345678\x1f\"",
+    "\"\x80\"",
+    "\"\xBF\"",
+    "\"\xC0\x80\"",
+    "\"\xC1\xBF\"",
+    "\"\xC3\"",
+    "\"\xC3(\"",
+    "\"\xE2\x82\"",
+    "\"\xE0\x80\x80\"",
+    "\"\xED\xA0\x80\"",
+    "\"\xED\xBF\xBF\"",
+    "\"\xF0\x80\x80\x80\"",
+    "\"\xF0\x9F\x98\"",
+    "\"\xF4\x90\x80\x80\"",
+    "\"\xF5\x80\x80\x80\"",
+    "\"\xFE\"",
+    "\"\xFF\"",
+    "\"1234567\xFF\"",
+    "\"12345678\xFF\"",
+    "\xEF\xBB\xBF{}",
+    "\xC3\xA9",
+    "[\xC3\xA9]",
+    "\xFF",
+    "\f1",
+    "\v1",
+    "[1\f]",
+    ("\xC2\xA0"
+     "1"),
+    "//\n1",
+    "/**/1",
+    "1 // x",
+    "[1/**/]",
+    "#1",
+    "<null>",
+    "[\"a\",\n4\n,1,",
+    "*",
+    "{\"a\":\"b\",//c\n}",
+    "[\x01]",
+    "{\"a\":1}#",
+    "{\"a\":/*b*/1}",
+    "\\u0031",
+    "{\"a\\\":1}",
 };
 
 static void valid_texts_are_taken(void **state) {
@@ -104,17 +320,23 @@ static void nul_is_valid_nowhere(void **state) {
         broken[i] = '\0';
         memcpy(broken + i + 1, text + i, sizeof text - 1 - i);
         assert_err(parse_bytes(broken, sizeof broken), LLMKIT_E_JSON);
-        assert_true(doc.error_at <= i && i - doc.error_at < 4); /* words are wrong from their start */
+        assert_true(doc.error_at <= i &&
+                    i - doc.error_at < 4); /* words are wrong from their start */
     }
 }
 
 /* jsmn would go on at each of these, so nothing but our own pass stands between. */
 static void errors_say_where(void **state) {
     (void)state;
-    static const struct { const char *text; size_t at; } vectors[] = {
-        { "{\"a\":1,}", 7 }, { "[01]", 2 }, { "[tru]", 1 }, { "[1 2]", 3 }, { "{}{}", 2 },
-        { "{\"a\":1 \"b\":2}", 7 }, { "[\"a\nb\"]", 3 }, { "[1.x]", 3 }, { "[1e]", 3 }, { "[", 1 },
-        { "\"abc", 4 }, { "\"a\\q\"", 2 }, { "[1,2", 4 }, { "{\"a\"1}", 4 }, { "  ", 2 },
+    static const struct {
+        const char *text;
+        size_t at;
+    } vectors[] = {
+        { "{\"a\":1,}", 7 }, { "[01]", 2 },     { "[tru]", 1 },
+        { "[1 2]", 3 },      { "{}{}", 2 },     { "{\"a\":1 \"b\":2}", 7 },
+        { "[\"a\nb\"]", 3 }, { "[1.x]", 3 },    { "[1e]", 3 },
+        { "[", 1 },          { "\"abc", 4 },    { "\"a\\q\"", 2 },
+        { "[1,2", 4 },       { "{\"a\"1}", 4 }, { "  ", 2 },
     };
     for (size_t i = 0; i < LK__COUNT(vectors); i++) {
         assert_err(parse(vectors[i].text), LLMKIT_E_JSON);
@@ -136,8 +358,9 @@ static size_t nested(char *out, size_t depth, const char *open, const char *midd
 static void depth_is_bounded(void **state) {
     (void)state;
     static char text[16 * LLMKIT_MAX_JSON_DEPTH];
-    static const char *const shapes[][3] = { { "[", "", "]" }, { "[", "1", "]" },
-                                             { "{\"k\":", "{}", "}" }, { "[{\"k\":", "0", "}]" } };
+    static const char *const shapes[][3] = {
+        { "[", "", "]" }, { "[", "1", "]" }, { "{\"k\":", "{}", "}" }, { "[{\"k\":", "0", "}]" }
+    };
     for (size_t i = 0; i < LK__COUNT(shapes); i++) {
         size_t levels = i == 3 ? 2 : 1, extra = i == 2 ? 1 : 0;
         size_t most = (LLMKIT_MAX_JSON_DEPTH - extra) / levels;
@@ -170,7 +393,8 @@ static void texts_over_two_gibibytes_are_refused(void **state) {
 
 static void a_warm_parser_allocates_nothing(void **state) {
     (void)state;
-    assert_ok(parse("[1,2,3,4,5,6,7,8,9,{\"a\":[1,2,3]},\"x\",null,true,1,2,3,4,5,6,7,8,9,0,1,2,3]"));
+    assert_ok(
+        parse("[1,2,3,4,5,6,7,8,9,{\"a\":[1,2,3]},\"x\",null,true,1,2,3,4,5,6,7,8,9,0,1,2,3]"));
     unsigned long calls = world.calls;
     for (int i = 0; i < 100; i++) assert_ok(parse("{\"a\":[1,2,{\"b\":\"c\"}]}"));
     assert_int_equal(world.calls, calls);
@@ -209,7 +433,8 @@ static void refused_allocations_are_reported(void **state) {
 
 static void members_are_found(void **state) {
     (void)state;
-    assert_ok(parse("{\"id\":\"x\",\"ie\":[{\"a\":1,\"b\":[true,{}]},7],\"usage\":{\"n\":12},\"\":3}"));
+    assert_ok(
+        parse("{\"id\":\"x\",\"ie\":[{\"a\":1,\"b\":[true,{}]},7],\"usage\":{\"n\":12},\"\":3}"));
     lk__node list = lk__json_get(&doc, 0, LK__STR("ie"));
     assert_int_equal(lk__json_type_of(&doc, list), LK__JSON_ARRAY);
     assert_int_equal(lk__json_size(&doc, list), 2);
@@ -249,7 +474,7 @@ static void readers_of_no_node_answer_nothing(void **state) {
         assert_false(lk__json_text(&doc, n, &out));
         assert_str(lk__json_view(&doc, n, &out), "");
     }
-    assert_int_equal(lk__json_at(&doc, 0, 0), -1);          /* an object is no array */
+    assert_int_equal(lk__json_at(&doc, 0, 0), -1);            /* an object is no array */
     assert_int_equal(lk__json_get(&doc, 2, LK__STR("")), -1); /* nor is a number an object */
     assert_int_equal(lk__json_next(&doc, 0), -1);
     assert_int_equal(lk__json_next(&doc, 2), -1);
@@ -260,7 +485,11 @@ static void readers_of_no_node_answer_nothing(void **state) {
 
 static void scalars_alone_are_documents(void **state) {
     (void)state;
-    static const struct { const char *text; lk__json_type type; const char *raw; } vectors[] = {
+    static const struct {
+        const char *text;
+        lk__json_type type;
+        const char *raw;
+    } vectors[] = {
         { "17", LK__JSON_NUMBER, "17" },       { " -1e5 \n", LK__JSON_NUMBER, "-1e5" },
         { "true", LK__JSON_BOOL, "true" },     { "\tfalse", LK__JSON_BOOL, "false" },
         { "null\r\n", LK__JSON_NULL, "null" }, { " \"a b\" ", LK__JSON_STRING, "a b" },
@@ -283,7 +512,8 @@ static void the_first_of_equal_names_counts(void **state) {
 
 static void keys_mean_what_their_escapes_mean(void **state) {
     (void)state;
-    assert_ok(parse("{\"b\\u0061d\":1,\"a\\nb\":2,\"plain\":3,\"\\uD83D\\uDE00\":4,\"\xC3\xA9\":5}"));
+    assert_ok(
+        parse("{\"b\\u0061d\":1,\"a\\nb\":2,\"plain\":3,\"\\uD83D\\uDE00\":4,\"\xC3\xA9\":5}"));
     assert_str(lk__json_raw(&doc, lk__json_get(&doc, 0, LK__STR("bad"))), "1");
     assert_str(lk__json_raw(&doc, lk__json_get(&doc, 0, LK__STR("a\nb"))), "2");
     assert_str(lk__json_raw(&doc, lk__json_get(&doc, 0, LK__STR("plain"))), "3");
@@ -305,7 +535,8 @@ static void children_are_walked(void **state) {
         assert_int_equal(lk__json_at(&doc, 0, (uint32_t)i), n);
     }
     assert_int_equal(i, LK__COUNT(elements));
-    static const char *const members[][2] = { { "a", "[1,[2,3]]" }, { "b", "{}" },
+    static const char *const members[][2] = { { "a", "[1,[2,3]]" },
+                                              { "b", "{}" },
                                               { "c", "{\"d\":{\"e\":0}}" } };
     i = 0;
     for (lk__node k = lk__json_first(&doc, 1); k != -1; k = lk__json_next(&doc, k), i++) {
@@ -341,12 +572,27 @@ static void siblings_are_found_at_any_distance(void **state) {
 
 static void integers_are_read(void **state) {
     (void)state;
-    static const struct { const char *text; bool good; int64_t value; } vectors[] = {
-        { "[0]", true, 0 }, { "[-0]", true, 0 }, { "[9223372036854775807]", true, INT64_MAX },
-        { "[-9223372036854775807]", true, -INT64_MAX }, { "[9223372036854775808]", false, 0 },
-        { "[3.0]", true, 3 }, { "[1e3]", true, 1000 }, { "[-2.50e1]", true, -25 },
-        { "[2.5]", false, 0 }, { "[1e18]", false, 0 }, { "[1e400]", false, 0 }, { "[\"1\"]", false, 0 },
-        { "[true]", false, 0 }, { "[null]", false, 0 }, { "[[1]]", false, 0 }, { "[1e-400]", true, 0 },
+    static const struct {
+        const char *text;
+        bool good;
+        int64_t value;
+    } vectors[] = {
+        { "[0]", true, 0 },
+        { "[-0]", true, 0 },
+        { "[9223372036854775807]", true, INT64_MAX },
+        { "[-9223372036854775807]", true, -INT64_MAX },
+        { "[9223372036854775808]", false, 0 },
+        { "[3.0]", true, 3 },
+        { "[1e3]", true, 1000 },
+        { "[-2.50e1]", true, -25 },
+        { "[2.5]", false, 0 },
+        { "[1e18]", false, 0 },
+        { "[1e400]", false, 0 },
+        { "[\"1\"]", false, 0 },
+        { "[true]", false, 0 },
+        { "[null]", false, 0 },
+        { "[[1]]", false, 0 },
+        { "[1e-400]", true, 0 },
         { "[99999999999999999999]", false, 0 },
     };
     for (size_t i = 0; i < LK__COUNT(vectors); i++) {
@@ -363,14 +609,25 @@ static void integers_are_read(void **state) {
 static void escapes_are_undone(void **state) {
     (void)state;
     static const char *const vectors[][2] = {
-        { "plain", "plain" }, { "", "" }, { "\\\"\\\\\\/\\b\\f\\n\\r\\t", "\"\\/\b\f\n\r\t" },
-        { "\\u0041\\u00e9\\u20AC", "A\xC3\xA9\xE2\x82\xAC" }, { "\\uD83D\\uDE00", "\xF0\x9F\x98\x80" },
-        { "\\uDBFF\\uDFFF", "\xF4\x8F\xBF\xBF" }, { "\\uD800\\uDC00", "\xF0\x90\x80\x80" },
-        { "\\uD83D", "\xEF\xBF\xBD" }, { "\\uDE00", "\xEF\xBF\xBD" },
-        { "\\uD83Dx", "\xEF\xBF\xBDx" }, { "\\uD83D\\n", "\xEF\xBF\xBD\n" },
-        { "\\uD83D\\u0041", "\xEF\xBF\xBD""A" }, { "\\uD83D\\uD83D\\uDE00", "\xEF\xBF\xBD\xF0\x9F\x98\x80" },
-        { "\\uDE00\\uD83D", "\xEF\xBF\xBD\xEF\xBF\xBD" }, { "\xC3\xA9\\n\xE2\x82\xAC", "\xC3\xA9\n\xE2\x82\xAC" },
-        { "a\\nb\\nc", "a\nb\nc" }, { "\\\\n", "\\n" }, { "\\\\\\\\", "\\\\" },
+        { "plain", "plain" },
+        { "", "" },
+        { "\\\"\\\\\\/\\b\\f\\n\\r\\t", "\"\\/\b\f\n\r\t" },
+        { "\\u0041\\u00e9\\u20AC", "A\xC3\xA9\xE2\x82\xAC" },
+        { "\\uD83D\\uDE00", "\xF0\x9F\x98\x80" },
+        { "\\uDBFF\\uDFFF", "\xF4\x8F\xBF\xBF" },
+        { "\\uD800\\uDC00", "\xF0\x90\x80\x80" },
+        { "\\uD83D", "\xEF\xBF\xBD" },
+        { "\\uDE00", "\xEF\xBF\xBD" },
+        { "\\uD83Dx", "\xEF\xBF\xBDx" },
+        { "\\uD83D\\n", "\xEF\xBF\xBD\n" },
+        { "\\uD83D\\u0041", "\xEF\xBF\xBD"
+                            "A" },
+        { "\\uD83D\\uD83D\\uDE00", "\xEF\xBF\xBD\xF0\x9F\x98\x80" },
+        { "\\uDE00\\uD83D", "\xEF\xBF\xBD\xEF\xBF\xBD" },
+        { "\xC3\xA9\\n\xE2\x82\xAC", "\xC3\xA9\n\xE2\x82\xAC" },
+        { "a\\nb\\nc", "a\nb\nc" },
+        { "\\\\n", "\\n" },
+        { "\\\\\\\\", "\\\\" },
     };
     lk__buf out;
     lk__buf_init(&out, &world.env, 0);
@@ -393,8 +650,12 @@ static void escapes_are_undone(void **state) {
 static void unescape_bears_what_find_never_returns(void **state) {
     (void)state;
     static const char *const vectors[][2] = {
-        { "\\", "\xEF\xBF\xBD" }, { "\\x", "\xEF\xBF\xBDx" }, { "\\u12", "\xEF\xBF\xBDu12" },
-        { "\\uD83D\\u", "\xEF\xBF\xBD\xEF\xBF\xBDu" }, { "\xFF", "\xFF" }, { "a\\", "a\xEF\xBF\xBD" },
+        { "\\", "\xEF\xBF\xBD" },
+        { "\\x", "\xEF\xBF\xBDx" },
+        { "\\u12", "\xEF\xBF\xBDu12" },
+        { "\\uD83D\\u", "\xEF\xBF\xBD\xEF\xBF\xBDu" },
+        { "\xFF", "\xFF" },
+        { "a\\", "a\xEF\xBF\xBD" },
     };
     for (size_t i = 0; i < LK__COUNT(vectors); i++) {
         char out[32];
@@ -406,10 +667,19 @@ static void unescape_bears_what_find_never_returns(void **state) {
 static void text_is_escaped(void **state) {
     (void)state;
     static const char *const vectors[][2] = {
-        { "", "" }, { "plain", "plain" }, { "\"\\/", "\\\"\\\\/" }, { "\b\f\n\r\t", "\\b\\f\\n\\r\\t" },
-        { "\x01\x0B\x1F\x7F", "\\u0001\\u000b\\u001f\x7F" }, { "\xC3\xA9", "\xC3\xA9" },
-        { "\xF0\x9F\x98\x80", "\xF0\x9F\x98\x80" }, { "a\xFF""b", "a\xEF\xBF\xBD""b" },
-        { "\xC3", "\xEF\xBF\xBD" }, { "\xE2\x82", "\xEF\xBF\xBD\xEF\xBF\xBD" },
+        { "", "" },
+        { "plain", "plain" },
+        { "\"\\/", "\\\"\\\\/" },
+        { "\b\f\n\r\t", "\\b\\f\\n\\r\\t" },
+        { "\x01\x0B\x1F\x7F", "\\u0001\\u000b\\u001f\x7F" },
+        { "\xC3\xA9", "\xC3\xA9" },
+        { "\xF0\x9F\x98\x80", "\xF0\x9F\x98\x80" },
+        { "a\xFF"
+          "b",
+          "a\xEF\xBF\xBD"
+          "b" },
+        { "\xC3", "\xEF\xBF\xBD" },
+        { "\xE2\x82", "\xEF\xBF\xBD\xEF\xBF\xBD" },
         { "\xED\xA0\x80", "\xEF\xBF\xBD\xEF\xBF\xBD\xEF\xBF\xBD" },
         { "twelve bytes\nand more of it\"", "twelve bytes\\nand more of it\\\"" },
     };
@@ -479,10 +749,14 @@ static void small_buffers_end_between_characters(void **state) {
 
 static void paths_lead_to_values(void **state) {
     (void)state;
-    llmkit_str json = LK__STR("{\"choices\":[{\"delta\":{\"content\":\"hi\\n\"}},{\"x\":[[5,6]]}],\"n\":1.5}");
+    llmkit_str json =
+        LK__STR("{\"choices\":[{\"delta\":{\"content\":\"hi\\n\"}},{\"x\":[[5,6]]}],\"n\":1.5}");
     static const char *const vectors[][2] = {
-        { "choices[0].delta.content", "hi\\n" }, { "n", "1.5" }, { "choices[1].x[0][1]", "6" },
-        { "choices[1].x[0]", "[5,6]" }, { "choices[0].delta", "{\"content\":\"hi\\n\"}" },
+        { "choices[0].delta.content", "hi\\n" },
+        { "n", "1.5" },
+        { "choices[1].x[0][1]", "6" },
+        { "choices[1].x[0]", "[5,6]" },
+        { "choices[0].delta", "{\"content\":\"hi\\n\"}" },
     };
     llmkit_str value;
     for (size_t i = 0; i < LK__COUNT(vectors); i++) {
@@ -493,8 +767,14 @@ static void paths_lead_to_values(void **state) {
     assert_true(value.ptr == json.ptr && value.len == json.len);
     assert_ok(llmkit_json_find(LK__STR("[[1,2],3]"), "[0][1]", &value));
     assert_str(value, "2");
-    static const char *const missing[] = { "x", "choices[2]", "choices.x", "n.x", "n[0]", "[0]",
-                                           "choices[0].delta.content.x", "choices[99999999999]",
+    static const char *const missing[] = { "x",
+                                           "choices[2]",
+                                           "choices.x",
+                                           "n.x",
+                                           "n[0]",
+                                           "[0]",
+                                           "choices[0].delta.content.x",
+                                           "choices[99999999999]",
                                            "choices[4294967296]" };
     for (size_t i = 0; i < LK__COUNT(missing); i++) {
         assert_err(llmkit_json_find(json, missing[i], &value), LLMKIT_E_JSON);
@@ -506,8 +786,10 @@ static void paths_lead_to_values(void **state) {
 
 static void senseless_paths_are_refused(void **state) {
     (void)state;
-    static const char *const bad[] = { ".", ".n", "n.", "n..x", "[", "[]", "[x]", "[0", "[-1]", "n[0]x",
-                                       "[0].", "a[", "a]b[", "[0]]", "[99999999999999999999]", "[ 0]" };
+    static const char *const bad[] = { ".",    ".n",  "n.",   "n..x", "[",
+                                       "[]",   "[x]", "[0",   "[-1]", "n[0]x",
+                                       "[0].", "a[",  "a]b[", "[0]]", "[99999999999999999999]",
+                                       "[ 0]" };
     for (size_t i = 0; i < LK__COUNT(bad); i++) {
         llmkit_str value;
         if (llmkit_json_find(LK__STR("{\"n\":[[0]]}"), bad[i], &value) != LLMKIT_E_ARG)
@@ -555,18 +837,20 @@ static void the_writer_sets_commas(void **state) {
     lk__jsonw_key(&w, "c");
     lk__jsonw_bool(&w, false);
     lk__jsonw_close(&w, '}');
-    assert_str(lk__buf_view(&out), "{\"a\":[],\"b\":[-9223372036854775808,7,0.7,true,\"q\\\"\\n\",{},"
-                                   "{\"r\":null}],\"c\":false}");
+    assert_str(lk__buf_view(&out),
+               "{\"a\":[],\"b\":[-9223372036854775808,7,0.7,true,\"q\\\"\\n\",{},"
+               "{\"r\":null}],\"c\":false}");
     assert_ok(parse(out.ptr));
     lk__buf_free(&out);
 }
 
-/* Whatever jsmn and our own pass are given, they agree on the tokens (lk__json_parse asserts it), and
- * bytes changed at random break nothing but the document. */
+/* Whatever jsmn and our own pass are given, they agree on the tokens (lk__json_parse asserts it),
+ * and bytes changed at random break nothing but the document. */
 static void damaged_texts_do_no_harm(void **state) {
     (void)state;
-    static const char text[] = "{\"id\":\"chat\\u00e9\",\"n\":[1,-2.5e3,true,null,{\"k\":\"v\xC3\xA9\"}],"
-                               "\"choices\":[{\"delta\":{\"content\":\" tok\"},\"x\":[]}]}";
+    static const char text[] =
+        "{\"id\":\"chat\\u00e9\",\"n\":[1,-2.5e3,true,null,{\"k\":\"v\xC3\xA9\"}],"
+        "\"choices\":[{\"delta\":{\"content\":\" tok\"},\"x\":[]}]}";
     lk__rand r;
     lk__rand_init(&r, &(llmkit_env){ .seed = 21 });
     int taken = 0;

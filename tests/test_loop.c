@@ -349,6 +349,23 @@ static void hang_up_is_told_as_what_is_asked_for(void **state) {
     close_loop(loop, &w);
 }
 
+static void end_of_a_pipe_is_told_without_data(void **state) {
+    lk_world w;
+    llmkit_loop *loop = open_frozen(&w);
+    end e = { .loop = loop };
+    int fds[2];
+    (void)state;
+    assert_int_equal(pipe(fds), 0);
+    e.peer = fds[1];
+    assert_ok(lk__io_start(loop, &e.io, fds[0], LLMKIT_READ, end_fn));
+    close(e.peer);
+    e.peer = -1;
+    assert_int_equal(llmkit_loop_poll(loop, 0), 1); /* POLLHUP, and no POLLIN */
+    assert_int_equal(e.ready, LLMKIT_READ);
+    end_close(&e);
+    close_loop(loop, &w);
+}
+
 static void hang_up_is_not_told_to_one_that_asks_for_nothing(void **state) {
     lk_world w;
     llmkit_loop *loop = open_frozen(&w);
@@ -625,6 +642,57 @@ static void posts_from_inside_allocate_nothing_once_warm(void **state) {
     close_loop(loop, &w);
 }
 
+/* A post in the test's memory that may cancel, and spoil, another. */
+typedef struct letter {
+    lk__post       post;
+    llmkit_loop   *loop;
+    int            number;
+    struct letter *victim;
+} letter;
+
+static void cancel_letter(letter *l) {
+    lk__post_cancel(l->loop, &l->post);
+    memset(&l->post, 0xa5, sizeof l->post);
+}
+
+static void letter_fn(lk__post *post) {
+    letter *l = LK__CONTAINER(post, letter, post);
+    notes[num_notes++] = l->number;
+    if (l->victim) cancel_letter(l->victim);
+}
+
+static void send_letters(letter *l, int count, llmkit_loop *loop) {
+    for (int i = 0; i < count; i++) {
+        l[i] = (letter){ .post = { .fn = letter_fn }, .loop = loop, .number = i };
+        lk__post_send(loop, &l[i].post);
+    }
+    num_notes = 0;
+}
+
+static void cancelled_post_is_not_called_and_the_others_keep_their_order(void **state) {
+    lk_world w;
+    llmkit_loop *loop = open_frozen(&w);
+    letter l[5];
+    (void)state;
+    send_letters(l, 5, loop);
+    cancel_letter(&l[2]);
+    cancel_letter(&l[4]);
+    lk__post_cancel(loop, &l[4].post); /* not there */
+    assert_int_equal(llmkit_loop_wait_ns(loop), 0);
+    l[4].post.fn = letter_fn;
+    lk__post_send(loop, &l[4].post);
+    assert_ok(llmkit_loop_run(loop));
+    assert_notes("0134");
+    send_letters(l, 4, loop);
+    l[0].victim = &l[1]; /* the next one, and the last one, of the running batch */
+    l[2].victim = &l[3];
+    assert_int_equal(llmkit_loop_poll(loop, 0), 2);
+    assert_notes("02");
+    send_letters(l, 2, loop);
+    cancel_letter(&l[0]);
+    close_loop(loop, &w); /* the other one is forgotten */
+}
+
 static void kept_posts_are_bounded(void **state) {
     lk_world w;
     llmkit_loop *loop = open_frozen(&w);
@@ -808,6 +876,29 @@ static void loop_cannot_be_run_from_inside(void **state) {
     assert_notes("01");
     assert_false(lk__loop_inside(loop));
     close_loop(loop, &w);
+}
+
+static void destroy_it(note *n) {
+    llmkit_loop_destroy(n->loop);
+}
+
+static void loop_destroyed_inside_a_callback_goes_after_the_turn(void **state) {
+    lk_world w;
+    note n[2];
+    (void)state;
+    for (int i = 0; i < 2; i++) {
+        llmkit_loop *loop = open_frozen(&w);
+        notes_init(n, 2, loop);
+        n[0].then = destroy_it;
+        lk__defer(loop, &n[0].task);
+        lk__defer(loop, &n[1].task);
+        if (i == 0)
+            assert_int_equal(llmkit_loop_poll(loop, 0), 2);
+        else
+            assert_ok(llmkit_loop_run(loop));
+        assert_notes("01");
+        assert_no_leak(&w);
+    }
 }
 
 static int64_t seen_ns;
@@ -1004,7 +1095,11 @@ static void guest_ignores_reports_of_what_it_does_not_watch(void **state) {
     assert_int_equal(llmkit_loop_wait_ns(loop), 0);
     assert_int_equal(llmkit_loop_poll(loop, 0), 1);
     llmkit_loop_ready(loop, e.io.fd, LLMKIT_READ);
+    int fd = e.io.fd;
     end_close(&e);
+    assert_int_equal(llmkit_loop_poll(loop, 0), 0);
+    e.io = (lk__io){ .events = LLMKIT_READ, .told = { .fn = lk__io_tell }, .fn = end_fn };
+    llmkit_loop_ready(loop, fd, LLMKIT_READ);
     assert_int_equal(llmkit_loop_poll(loop, 0), 0);
     close_guest(loop, &w, &h);
     loop = open_frozen(&w);
@@ -1269,6 +1364,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(timer_does_not_fire_early_by_the_real_clock),
     cmocka_unit_test(readiness_is_told_as_long_as_it_lasts),
     cmocka_unit_test(hang_up_is_told_as_what_is_asked_for),
+    cmocka_unit_test(end_of_a_pipe_is_told_without_data),
     cmocka_unit_test(hang_up_is_not_told_to_one_that_asks_for_nothing),
     cmocka_unit_test(one_stopped_in_the_same_turn_is_not_called),
     cmocka_unit_test(readiness_of_a_closed_descriptor_does_not_reach_its_successor),
@@ -1281,6 +1377,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(delayed_post_waits_for_its_time),
     cmocka_unit_test(delayed_post_is_kept_when_there_is_no_memory_for_its_timer),
     cmocka_unit_test(posts_from_inside_allocate_nothing_once_warm),
+    cmocka_unit_test(cancelled_post_is_not_called_and_the_others_keep_their_order),
     cmocka_unit_test(kept_posts_are_bounded),
     cmocka_unit_test(destroyed_loop_drops_what_is_posted),
 #if LLMKIT_WITH_THREADS
@@ -1290,6 +1387,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(run_ends_when_nothing_holds_the_loop),
     cmocka_unit_test(stop_ends_the_present_or_the_next_run),
     cmocka_unit_test(loop_cannot_be_run_from_inside),
+    cmocka_unit_test(loop_destroyed_inside_a_callback_goes_after_the_turn),
     cmocka_unit_test(time_stands_still_within_a_turn),
     cmocka_unit_test(wait_is_as_long_as_the_first_timer_allows),
     cmocka_unit_test(descriptor_of_the_loop_stands_for_all_of_it),

@@ -396,8 +396,9 @@ static void decode_slowly(const char *s, size_t n, lk__buf *out) {
 static void garbage_is_read_as_the_specification_says(void **state) {
     (void)state;
     static const char *const words[] = { "data", "data: a", "data:", "event", "event: x", ":",
-                                         ": c", " ", "id: 1", "\r", "\n", "\r\n", "\n\n", "\r\n\r\n",
-                                         "\r\r", "\xef\xbb\xbf", "\xef\xbb", "a\xe2\x80\xa8",
+                                         ": c", " ", "id: 1", "\r", "\n", "\r\n", "\n\n",
+                                         "\r\n\r\n", "\r\r", "\xef\xbb\xbf", "\xef\xbb",
+                                         "a\xe2\x80\xa8",
                                          "data: 0123456789", "retry: 1" };
     llmkit_env env = { .seed = 11 };
     lk__rand   rand;

@@ -150,6 +150,16 @@ static void names_and_socket_paths_have_a_ceiling(void **state) {
     }
 }
 
+static void brackets_of_any_length_are_refused(void **state) {
+    (void)state;
+    lk__url url;
+    char    text[100];
+    for (int n = 1; n < 80; n++) {
+        snprintf(text, sizeof text, "http://[%0*d]", n, 0);
+        assert_err(lk__url_parse(&url, lk_guarded_str(text), NULL), LLMKIT_E_ARG);
+    }
+}
+
 static bool is_within(llmkit_str view, const char *text, size_t n) {
     return view.len == 0 || (view.ptr >= text && view.ptr + view.len <= text + n);
 }
@@ -188,6 +198,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(malformed_urls_are_refused_with_the_reason),
     cmocka_unit_test(secrets_in_urls_are_not_repeated),
     cmocka_unit_test(names_and_socket_paths_have_a_ceiling),
+    cmocka_unit_test(brackets_of_any_length_are_refused),
     cmocka_unit_test(garbage_never_leads_outside),
 };
 

@@ -105,5 +105,7 @@ typedef struct llmkit_env {
     uint64_t  seed; /* of backoff jitter and the like; 0: entropy of the operating system */
 } llmkit_env;
 
-LLMKIT_API uint32_t llmkit_version(void); /* of the implementation: major << 16 | minor << 8 | patch */
-LLMKIT_API const char *llmkit_build_info(void); /* "0.1.0 src:8ae7... tls:bearssl loop:epoll ..." */
+/* Of the implementation: major << 16 | minor << 8 | patch, and all that was compiled in, such as
+ * "0.1.0 src:8ae7... tls:bearssl loop:epoll ...". */
+LLMKIT_API uint32_t llmkit_version(void);
+LLMKIT_API const char *llmkit_build_info(void);

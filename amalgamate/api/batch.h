@@ -21,6 +21,7 @@ typedef struct llmkit_batch_stats {
     uint64_t malformed, attempts, retries;
     uint64_t in_flight, waiting;      /* now: sent and unanswered; waiting for a retry */
     uint64_t total_bytes, read_bytes; /* of the input; a guess at what is left */
+    uint64_t read_lines; /* of it, blank and skipped ones too: skip_lines of a run that goes on */
     int64_t  elapsed_ns, warm_ns;     /* since the clock started; spent before it on warming */
     int64_t  first_attempts_ns;       /* when the last first attempt was sent */
     double   lateness_p50_ms, lateness_p99_ms, lateness_max_ms; /* of first attempts' sending */
@@ -28,7 +29,8 @@ typedef struct llmkit_batch_stats {
     double   service_p50_ms, service_p99_ms;
     uint64_t input_tokens, output_tokens;
     uint64_t errors[LLMKIT_NUM_ERRORS]; /* failed attempts by code; E_JSON: malformed lines too */
-    const llmkit_endpoint_stats *endpoints; /* until llmkit_batch_destroy */
+    const char *save_path, *errors_path;    /* until llmkit_batch_destroy, */
+    const llmkit_endpoint_stats *endpoints; /* as these */
     size_t   num_endpoints;
     bool     finished; /* the whole input was read and answered */
     llmkit_client_stats client;
@@ -47,7 +49,7 @@ typedef struct llmkit_batch_desc {
     const char            *requests_path;
     const char            *save_path;   /* default: requests_path, its .jsonl made _results.jsonl */
     const char            *errors_path; /* default: errors.jsonl beside save_path */
-    bool                   append;      /* add to output files that exist; else E_ARG if not empty */
+    bool                   append;      /* add to output files; else they must be new or empty */
     uint64_t               skip_lines;  /* of the input: where an earlier run stopped */
     const llmkit_endpoint *endpoints;
     size_t                 num_endpoints;
@@ -56,8 +58,8 @@ typedef struct llmkit_batch_desc {
     double   max_requests_per_s; /* retries included; default: no limit */
     uint32_t max_attempts;       /* for each line, the first included; default 3 */
     uint32_t max_in_flight;      /* default 4096; what waits for a retry counts */
-    uint32_t warm;               /* connections opened before the clock starts; default: 50 ms' worth
-                                    of requests, at most max_in_flight and 512 */
+    uint32_t warm;               /* connections opened before the clock starts; default: 50 ms'
+                                    worth of requests, at most max_in_flight and 512 */
     uint32_t max_line_bytes;     /* default 16 MiB */
     uint32_t max_tokens;         /* of each reply; default: the model's */
     uint32_t backoff_ms, max_backoff_ms, max_retry_after_ms;  /* as in llmkit_client_desc */

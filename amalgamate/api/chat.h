@@ -80,16 +80,16 @@ typedef struct llmkit_call {
 
 /* An event of a streamed call.  Its views end with the callback, or at the next
  * llmkit_stream_next.  What one type does not set is zero. */
-typedef enum llmkit_event_type { /* Event                            Set besides type and call */
+typedef enum llmkit_event_type { /* Event                         Set besides type and call */
     LLMKIT_EV_NONE,
-    LLMKIT_EV_START,             /* A provider took the call         provider, model, request_id */
-    LLMKIT_EV_TEXT,              /* A piece of the answer            text */
-    LLMKIT_EV_REFUSAL,           /* A piece of a refusal             text */
-    LLMKIT_EV_TOOL_BEGIN,        /* A tool call starts               tool: id, name, index */
-    LLMKIT_EV_TOOL_DELTA,        /* A piece of its arguments         tool: index; text */
-    LLMKIT_EV_TOOL_END,          /* It is complete                   tool, whole */
-    LLMKIT_EV_USAGE,             /* Tokens so far                    usage */
-    LLMKIT_EV_DONE               /* Over: the last of every call     finish, usage, attempts, error */
+    LLMKIT_EV_START,             /* A provider took the call      provider, model, request_id */
+    LLMKIT_EV_TEXT,              /* A piece of the answer         text */
+    LLMKIT_EV_REFUSAL,           /* A piece of a refusal          text */
+    LLMKIT_EV_TOOL_BEGIN,        /* A tool call starts            tool: id, name, index */
+    LLMKIT_EV_TOOL_DELTA,        /* A piece of its arguments      tool: index; text */
+    LLMKIT_EV_TOOL_END,          /* It is complete                tool, whole */
+    LLMKIT_EV_USAGE,             /* Tokens so far                 usage */
+    LLMKIT_EV_DONE               /* Over: last of every call      finish, usage, attempts, error */
 } llmkit_event_type;
 
 typedef struct llmkit_event {
@@ -114,7 +114,7 @@ typedef struct llmkit_reply {
     llmkit_finish           finish;
     llmkit_usage            usage;
     uint32_t                attempts;
-    int64_t                 first_byte_ns, total_ns; /* from submission; first_byte: last attempt's */
+    int64_t                 first_byte_ns, total_ns; /* from submission */
     llmkit_error            error; /* error.code is what llmkit_complete returned */
     void                   *_memory;
 } llmkit_reply;

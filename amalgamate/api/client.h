@@ -38,7 +38,8 @@ typedef struct llmkit_client_desc {
 } llmkit_client_desc;
 
 typedef struct llmkit_client_stats {
-    uint64_t calls, attempts, retries, resent; /* resent: on a fresh connection, the old was stale */
+    uint64_t calls, attempts, retries;
+    uint64_t resent;                           /* at once, since a kept connection was stale */
     uint64_t connects, reused;                 /* connections opened; requests on a used one */
     uint32_t open, idle, in_flight;            /* now: connections, those unused, calls */
 } llmkit_client_stats;
@@ -51,8 +52,8 @@ LLMKIT_API void llmkit_client_destroy(llmkit_client *client);
 LLMKIT_API llmkit_loop *llmkit_client_loop(llmkit_client *client);
 LLMKIT_API llmkit_client_stats llmkit_client_read(const llmkit_client *client);
 /* Opens connections to a provider (NULL: the first) until it has count of them, ahead of need. */
-LLMKIT_API llmkit_err llmkit_client_warm(llmkit_client *client, const char *provider, uint32_t count,
-                                         llmkit_error *error);
+LLMKIT_API llmkit_err llmkit_client_warm(llmkit_client *client, const char *provider,
+                                         uint32_t count, llmkit_error *error);
 
 /* Whole: blocks until the reply is complete, and returns reply->error.code.  Free the reply in
  * either case.  Inside a callback of the same loop: E_BUSY. */
@@ -76,7 +77,7 @@ LLMKIT_API llmkit_err llmkit_submit(llmkit_client *client, const llmkit_request 
 LLMKIT_API llmkit_err llmkit_submit_whole(llmkit_client *client, const llmkit_request *request,
                                           llmkit_reply_fn fn, void *user, llmkit_call *call,
                                           llmkit_error *error);
-/* Any thread.  The call ends with E_CANCELLED on a later turn of the loop, unless it ends before. */
+/* Any thread.  Unless it ends before, the call ends with E_CANCELLED on a later turn. */
 LLMKIT_API llmkit_err llmkit_cancel(llmkit_client *client, llmkit_call call);
 /* Stops and resumes reading the reply: TCP pushes back.  No deadline but the total one runs. */
 LLMKIT_API llmkit_err llmkit_pause(llmkit_client *client, llmkit_call call);

@@ -14,11 +14,11 @@ typedef struct llmkit_server_desc {
     const char  *listen;    /* "127.0.0.1:8080", "[::1]:0", "unix:/path"; default "127.0.0.1:0" */
     uint32_t     backlog;         /* default 4096 */
     uint32_t     max_connections; /* default 16384; over it, new ones wait in the backlog */
-    uint32_t     max_head_bytes;  /* start line and fields; default and most: LLMKIT_MAX_HEAD_BYTES */
+    uint32_t     max_head_bytes;  /* default and most: LLMKIT_MAX_HEAD_BYTES */
     uint32_t     max_body_bytes;  /* of a request; default 16 MiB; over it: 413 */
     uint32_t     max_unsent_bytes; /* of a reply, waiting for a slow peer; default 1 MiB; a whole
                                       reply in one piece may be larger */
-    uint32_t     head_ms;         /* for the TLS handshake, and from first byte to head; default 10000 */
+    uint32_t     head_ms;         /* TLS handshake; from first byte to whole head; default 10000 */
     uint32_t     body_ms;         /* between two bytes of a request body; default 30000 */
     uint32_t     send_ms;         /* a peer that takes nothing of its reply; default 60000 */
     uint32_t     keep_alive_ms;   /* default 75000 */
@@ -29,8 +29,9 @@ typedef struct llmkit_server_desc {
 } llmkit_server_desc;
 
 typedef struct llmkit_server_stats {
-    uint64_t requests, connections, refused; /* refused: bad requests, answered by the server itself */
-    uint32_t open, in_flight;                /* now */
+    uint64_t requests, connections;
+    uint64_t refused;         /* bad requests, answered by the server itself */
+    uint32_t open, in_flight; /* now */
 } llmkit_server_stats;
 
 LLMKIT_API llmkit_server *llmkit_server_create(const llmkit_server_desc *desc, llmkit_error *error);

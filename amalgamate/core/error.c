@@ -8,9 +8,9 @@
 
 #define LK__TEXT_OF(x) #x
 #define LK__TEXT(x)    LK__TEXT_OF(x)
-#define LK__VERSION                                                                                \
-    LK__TEXT(LLMKIT_VERSION_MAJOR) "." LK__TEXT(LLMKIT_VERSION_MINOR) "." LK__TEXT(                \
-        LLMKIT_VERSION_PATCH)
+#define LK__VERSION \
+    LK__TEXT(LLMKIT_VERSION_MAJOR) \
+    "." LK__TEXT(LLMKIT_VERSION_MINOR) "." LK__TEXT(LLMKIT_VERSION_PATCH)
 
 #if LLMKIT_WITH_TLS
 #define LK__INFO_TLS "bearssl"
@@ -31,12 +31,12 @@
 #endif
 
 typedef struct lk__error_row {
-    int         code;
+    int code;
     const char *text;
 } lk__error_row;
 
-/* Our own sentences: strerror is not safe among threads, strerror_r has two incompatible shapes, and
- * both speak the language of the locale. */
+/* Our own sentences: strerror is not safe among threads, strerror_r has two incompatible shapes,
+ * and both speak the language of the locale. */
 static const lk__error_row lk__error_os_rows[] = {
     { EACCES, "Permission denied" },
     { EADDRINUSE, "Address already in use" },
@@ -114,15 +114,13 @@ LK__PRIV bool lk__err_retryable(llmkit_err code) {
     case LLMKIT_E_TIMEOUT:
     case LLMKIT_E_LIMITED:
     case LLMKIT_E_OVERLOADED:
-    case LLMKIT_E_SERVER:
-        return true;
-    default:
-        return false;
+    case LLMKIT_E_SERVER: return true;
+    default: return false;
     }
 }
 
-/* The text is made apart first, since an argument may point into the error that is rewritten, and in
- * a longer array, so that what is cut off is cut by lk__str_copy, between characters. */
+/* The text is made apart first, since an argument may point into the error that is rewritten, and
+ * in a longer array, so that what is cut off is cut by lk__str_copy, between characters. */
 LK__PRIV llmkit_err lk__error_set(llmkit_error *error, llmkit_err code, int os_errno,
                                   const char *format, va_list args) {
     if (!error) return code;

@@ -98,7 +98,8 @@ LK__PRIV size_t lk__json_unescape_one(const char **at, const char *end, char out
     int32_t low = lk__json_hex4(p + 6, end);
     if (low < 0xDC00 || low > 0xDFFF) return lk__utf8_put(out, 0xFFFD);
     *at = p + 12;
-    return lk__utf8_put(out, 0x10000 + ((uint32_t)(high - 0xD800) << 10) + (uint32_t)(low - 0xDC00));
+    return lk__utf8_put(out,
+                        0x10000 + ((uint32_t)(high - 0xD800) << 10) + (uint32_t)(low - 0xDC00));
 }
 
 /* Takes one character that cannot stand as it is (or can: never mind) from *at; what stands for it
@@ -167,9 +168,9 @@ LK__PRIV void lk__json_escape_to(lk__buf *out, llmkit_str text) {
 
 typedef struct lk__json_check {
     const char *end;
-    const char *bad;          /* the byte that is wrong */
-    uint32_t    tokens;       /* as jsmn counts: values and keys */
-    bool        escaped_keys; /* some key may have a backslash */
+    const char *bad;   /* the byte that is wrong */
+    uint32_t tokens;   /* as jsmn counts: values and keys */
+    bool escaped_keys; /* some key may have a backslash */
 } lk__json_check;
 
 LK__PRIV const char *lk__json_bad(lk__json_check *c, const char *at) {
@@ -194,6 +195,11 @@ LK__INLINE const char *lk__json_check_string(lk__json_check *c, const char *p) {
     p = lk__json_plain(p, c->end);
     if (LK__LIKELY(p < c->end && *p == '"')) return p + 1;
     return lk__json_check_rest(c, p);
+}
+
+LK__PRIV bool lk__json_is_string(llmkit_str text) {
+    lk__json_check c = { .end = text.ptr + text.len };
+    return text.len >= 2 && *text.ptr == '"' && lk__json_check_string(&c, text.ptr + 1) == c.end;
 }
 
 /* Digits: at least one. */
@@ -333,13 +339,13 @@ LK__PRIV bool lk__json_reserve(lk__json *j, uint32_t n) {
     size_t old_size = lk__mul(j->cap, sizeof *j->tokens);
     size_t new_size = lk__mul(cap, sizeof *j->tokens);
     lk__jsmntok *tokens = lk__resize(j->env, j->tokens, old_size, new_size);
-    if (!tokens) return false;
+    if (!tokens) return n <= j->cap; /* not even smaller: then it stays as it is */
     j->tokens = tokens;
     j->cap = cap;
     return true;
 }
 
-/* jsmn wants something after a number or a word, so a document that is nothing else is done here. */
+/* jsmn wants something after a number or a word: a document that is nothing else is done here. */
 LK__PRIV bool lk__json_lone_scalar(lk__json *j, llmkit_str text) {
     size_t start = 0, end = text.len;
     while (lk__json_is_space(text.ptr[start])) start++;
@@ -349,14 +355,8 @@ LK__PRIV bool lk__json_lone_scalar(lk__json *j, llmkit_str text) {
     return true;
 }
 
-/* All of jsmn in one function: its position then stays in a register, and it is twice as fast. */
-LK__PRIV LK__FLATTEN int lk__json_tokenise(llmkit_str text, lk__jsmntok *tokens, uint32_t num) {
-    lk__jsmn_parser parser;
-    lk__jsmn_init(&parser);
-    return lk__jsmn_parse(&parser, text.ptr, text.len, tokens, num);
-}
-
 LK__PRIV llmkit_err lk__json_parse(lk__json *j, llmkit_str text) {
+    lk__jsmn_parser parser;
     j->num = 0;
     j->error_at = 0;
     if (text.len == 0) return LLMKIT_E_JSON;
@@ -370,7 +370,8 @@ LK__PRIV llmkit_err lk__json_parse(lk__json *j, llmkit_str text) {
     j->text = text.ptr;
     j->escaped_keys = check.escaped_keys;
     if (!(check.tokens == 1 && lk__json_lone_scalar(j, text))) {
-        int found = lk__json_tokenise(text, j->tokens, check.tokens);
+        lk__jsmn_init(&parser);
+        int found = lk__jsmn_parse(&parser, text.ptr, text.len, j->tokens, check.tokens);
         if (LK__NEVER(found < 0 || (uint32_t)found != check.tokens)) return LLMKIT_E_JSON;
     }
     j->num = check.tokens;
@@ -589,8 +590,8 @@ LK__PRIV void lk__jsonw_bool(lk__jsonw *w, bool value) {
 
 /* The public part. */
 
-/* One step of a path: ".name", "name" at its start, or "[7]".  A path that makes no sense sets *bad.
- * Steps from no node lead to no node, so that the rest of the path is still read. */
+/* One step of a path: ".name", "name" at its start, or "[7]".  A path that makes no sense sets
+ * *bad. Steps from no node lead to no node, so that the rest of the path is still read. */
 LK__PRIV lk__node lk__json_step(const lk__json *j, lk__node n, llmkit_str *path, bool first,
                                 bool *bad) {
     llmkit_str rest = *path;

@@ -147,12 +147,10 @@
 #define LK__LIKELY(x)     __builtin_expect(!!(x), 1)
 #define LK__UNLIKELY(x)   __builtin_expect(!!(x), 0)
 #define LK__PRINTF(at, n) __attribute__((format(printf, at, n)))
-#define LK__FLATTEN       __attribute__((flatten)) /* inline all that is called */
 #else
 #define LK__LIKELY(x)     (!!(x))
 #define LK__UNLIKELY(x)   (!!(x))
 #define LK__PRINTF(at, n)
-#define LK__FLATTEN
 #endif
 
 /* Private functions: static in one unit, hidden where each piece is an object of its own. */

@@ -20,7 +20,7 @@ LK__PRIV bool lk__entropy(void *out, size_t n) {
     return done == n;
 }
 
-/* splitmix64 (Steele, Lea and Flood, 2014): spreads one word over a state that is never all zero. */
+/* splitmix64 (Steele, Lea and Flood, 2014): spreads a word over a state that is never all zero. */
 LK__PRIV uint64_t lk__rand_split(uint64_t *state) {
     uint64_t z = *state += 0x9e3779b97f4a7c15u;
     z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;

@@ -2,11 +2,10 @@
 
 #include "core/sketch.h"
 
-/* Bucket boundaries are the powers of g = 2^(1/18).  A bucket [a, g a) answers with 2 a g / (g + 1),
- * which is off by the same share, (g - 1) / (g + 1) = 1.926 %, for the values at both of its ends,
- * and by less between them.  Boundaries rounded to 31 bits add less than 10^-9 to that, and an
- * answer cut to whole nanoseconds at most 1 in 1000, so 0.1 % where values are smallest: the bound
- * of 2 % holds with what rounding to the nearest leaves of it, 0.05 %. */
+/* Bucket boundaries are the powers of g = 2^(1/18).  A bucket from a to b = g a answers with
+ * 2 a b / (a + b).  Of the values in it a and b are furthest from that, both by (g - 1) / (g + 1)
+ * of themselves, which is 1.926 %.  Boundaries kept in 31 bits add less than 10^-9 to this, and an
+ * answer rounded to whole nanoseconds at most 0.5 in 985, or 0.051 %: together less than 2 %. */
 enum {
     LK__SKETCH_OCTAVE = 18,
     LK__SKETCH_FIRST = 9 * LK__SKETCH_OCTAVE + 17 /* of 2^(9 + 17/18) = 985 ns */
@@ -19,8 +18,8 @@ static const uint32_t lk__sketch_bounds[LK__SKETCH_OCTAVE] = {
     0xcb2ff52a, 0xd32a105c, 0xdb745777, 0xe411f03a, 0xed062009, 0xf6544d27,
 };
 
-/* From the top four bits behind the leading one: the bucket where the search begins.  A sixteenth of
- * an octave spans at most two boundaries, so it ends soon. */
+/* From the top four bits behind the leading one: the bucket where the search begins.  A sixteenth
+ * of an octave spans at most two boundaries, so it ends soon. */
 LK__PRIV uint32_t lk__sketch_index(uint64_t ns) {
     static const uint8_t starts[16] = { 0, 1, 3, 4, 5, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17 };
     unsigned exponent = lk__high_bit(ns);

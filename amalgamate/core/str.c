@@ -131,11 +131,11 @@ LK__PRIV bool lk__parse_u64(llmkit_str s, uint64_t *out) {
 
 /* A number taken apart: digits * 10^exponent, without leading zeros. */
 typedef struct lk__decimal {
-    bool    negative;
-    bool    more; /* digits that are not zero follow those that are kept */
-    int     num_digits;
+    bool negative;
+    bool more; /* digits that are not zero follow those that are kept */
+    int num_digits;
     int64_t exponent;
-    char    digits[LK__F64_DIGITS + 1];
+    char digits[LK__F64_DIGITS + 1];
 } lk__decimal;
 
 LK__PRIV void lk__decimal_push(lk__decimal *d, char digit) {

@@ -25,8 +25,8 @@ LK__PRIV size_t lk__str_find(llmkit_str s, char c); /* s.len where it is not in 
 LK__PRIV llmkit_str lk__str_trim(llmkit_str s);     /* spaces and tabs at both ends */
 LK__PRIV llmkit_str lk__str_from(llmkit_str s, size_t at);
 LK__PRIV bool lk__parse_u64(llmkit_str s, uint64_t *out); /* decimal digits only, no overflow */
-/* A number in JSON's grammar (RFC 8259 section 6), correctly rounded, in any locale.  false also for
- * one that is too large for a double. */
+/* A number in JSON's grammar (RFC 8259 section 6), correctly rounded, in any locale.  false also
+ * for one that is too large for a double. */
 LK__PRIV bool lk__parse_f64(llmkit_str s, double *out);
 /* At most 32 bytes with the NUL; the shortest text of 15 to 17 digits that reads back the same, in
  * any locale.  Not for NaN and infinities: those become "null". */

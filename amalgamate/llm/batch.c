@@ -85,7 +85,7 @@ LK__PRIV int64_t lk__batch_now(const llmkit_batch *b) {
     return lk__loop_now(b->loop);
 }
 
-/* ---- lines out ---------------------------------------------------------------------------------- */
+/* ---- lines out ------------------------------------------------------------------------------- */
 
 LK__PRIV void lk__batch_give_up(llmkit_batch *b, const llmkit_error *error) {
     if (!b->error.code) b->error = *error;
@@ -204,7 +204,7 @@ LK__PRIV void lk__batch_write_malformed(llmkit_batch *b, llmkit_str line, const 
     lk__batch_line_done(b, &b->errors);
 }
 
-/* ---- jobs --------------------------------------------------------------------------------------- */
+/* ---- jobs ------------------------------------------------------------------------------------ */
 
 LK__PRIV lk__job *lk__job_take(llmkit_batch *b) {
     lk__job *job = b->free;
@@ -320,7 +320,7 @@ LK__PRIV void lk__job_send(lk__job *job) {
     lk__job_failed(job, &error);
 }
 
-/* ---- lines in ----------------------------------------------------------------------------------- */
+/* ---- lines in -------------------------------------------------------------------------------- */
 
 /* Why the line is no request; NULL if it is one, with the string's raw text in *input. */
 LK__PRIV const char *lk__batch_parse(llmkit_batch *b, llmkit_str line, llmkit_str *input) {
@@ -379,7 +379,7 @@ LK__PRIV lk__job *lk__batch_next_job(llmkit_batch *b) {
     return NULL;
 }
 
-/* ---- pacing ------------------------------------------------------------------------------------- */
+/* ---- pacing ---------------------------------------------------------------------------------- */
 
 /* When first attempt n is meant to go out. */
 LK__PRIV int64_t lk__batch_intended(const llmkit_batch *b, uint64_t n) {
@@ -445,7 +445,7 @@ LK__PRIV void lk__batch_on_pump(lk__task *task) {
     lk__batch_pump(LK__CONTAINER(task, llmkit_batch, pump));
 }
 
-/* ---- stopping ----------------------------------------------------------------------------------- */
+/* ---- stopping -------------------------------------------------------------------------------- */
 
 /* No new lines, no retries: those that rest are recorded with the error they have. */
 LK__PRIV void lk__batch_stop_soon(llmkit_batch *b) {
@@ -486,7 +486,7 @@ LLMKIT_API void llmkit_batch_stop(llmkit_batch *b) {
     llmkit_loop_stop(b->loop);
 }
 
-/* ---- progress ----------------------------------------------------------------------------------- */
+/* ---- progress -------------------------------------------------------------------------------- */
 
 LK__PRIV double lk__sketch_ms(const lk__sketch *s, double q) {
     return (double)lk__sketch_quantile(s, q) / (double)LK__NS_PER_MS;
@@ -500,6 +500,7 @@ LLMKIT_API llmkit_batch_stats llmkit_batch_read(const llmkit_batch *b) {
     s.waiting = b->resting;
     s.total_bytes = b->in.total_bytes;
     s.read_bytes = b->in.read_bytes - (b->in.buf.len - b->in.at);
+    s.read_lines = b->in.number;
     s.lateness_p50_ms = lk__sketch_ms(&b->lateness, 0.5);
     s.lateness_p99_ms = lk__sketch_ms(&b->lateness, 0.99);
     s.lateness_max_ms = (double)b->lateness.max_ns / (double)LK__NS_PER_MS;
@@ -509,6 +510,8 @@ LLMKIT_API llmkit_batch_stats llmkit_batch_read(const llmkit_batch *b) {
     s.latency_max_ms = (double)b->latency.max_ns / (double)LK__NS_PER_MS;
     s.service_p50_ms = lk__sketch_ms(&b->service, 0.5);
     s.service_p99_ms = lk__sketch_ms(&b->service, 0.99);
+    s.save_path = b->save_path;
+    s.errors_path = b->errors_path;
     s.endpoints = b->endpoint_stats;
     s.num_endpoints = b->num_endpoints;
     s.finished = b->ended && b->whole && !b->error.code;
@@ -563,7 +566,7 @@ LK__PRIV void lk__batch_warm(llmkit_batch *b) {
                         (uint32_t)(b->warm * b->endpoints[i].weight / total + 0.5));
 }
 
-/* ---- a run -------------------------------------------------------------------------------------- */
+/* ---- a run ----------------------------------------------------------------------------------- */
 
 LK__PRIV llmkit_err lk__batch_skip(llmkit_batch *b, uint64_t lines) {
     llmkit_str line;
@@ -600,7 +603,7 @@ LLMKIT_API llmkit_err llmkit_batch_run(llmkit_batch *b, llmkit_error *error) {
     return b->error.code;
 }
 
-/* ---- making one --------------------------------------------------------------------------------- */
+/* ---- making one ------------------------------------------------------------------------------ */
 
 /* given, or the start of another path with a new end. */
 LK__PRIV char *lk__batch_path(const llmkit_env *env, const char *given, llmkit_str start,

@@ -15,11 +15,12 @@ enum {
 
 LK__PRIV void lk__call_release(lk__call *c);
 
-/* False: the call ended inside the callback. */
+/* False: the call ended inside the callback, and may be another one by now. */
 LK__PRIV bool lk__call_tell(lk__call *c, llmkit_event *e) {
-    e->call.id = c->id;
+    uint64_t id = c->id;
+    e->call.id = id;
     c->on_event(c->user, e);
-    return c->state != LK__CALL_OVER;
+    return c->id == id;
 }
 
 LK__PRIV bool lk__call_start_event(lk__call *c) {
@@ -45,14 +46,7 @@ LK__PRIV bool lk__call_emit(void *user, llmkit_event *e) {
 }
 
 LK__PRIV void lk__call_last_event(lk__call *c, const llmkit_error *error) {
-    if (!error && !c->committed) {
-        c->committed = true;
-        llmkit_event e = { .type = LLMKIT_EV_START, .call = { c->id } };
-        e.provider = lk__str_z(c->provider->name);
-        e.model = lk__buf_view(&c->model);
-        e.request_id = lk__str_z(c->request_id);
-        c->on_event(c->user, &e);
-    }
+    if (!error && !c->committed) lk__call_start_event(c);
     llmkit_event e = { .type = LLMKIT_EV_DONE, .call = { c->id }, .error = error };
     e.finish = error ? LLMKIT_UNFINISHED : c->answer.finish;
     e.finish_text = lk__str_z(c->answer.finish_text);
@@ -99,15 +93,15 @@ LK__PRIV void lk__call_end(lk__call *c, llmkit_reply *reply, const llmkit_error 
     lk__call_release(c);
 }
 
-/* ---- attempts --------------------------------------------------------------------------------- */
+/* ---- attempts -------------------------------------------------------------------------------- */
 
-LK__PRIV void lk__call_wait(lk__call *c) {
-    int64_t due = c->state == LK__CALL_RESTING && c->retry_ns < c->total_due_ns ? c->retry_ns
-                                                                              : c->total_due_ns;
-    if (due == LK__NEVER_NS)
-        lk__timer_stop(c->client->loop, &c->timer);
-    else
-        lk__timer_set(c->client->loop, &c->timer, due);
+/* E_NOMEM only where the timer was not set. */
+LK__PRIV llmkit_err lk__call_wait(lk__call *c) {
+    bool rests = c->state == LK__CALL_RESTING && c->retry_ns < c->total_due_ns;
+    int64_t due = rests ? c->retry_ns : c->total_due_ns;
+    if (due != LK__NEVER_NS) return lk__timer_set(c->client->loop, &c->timer, due);
+    lk__timer_stop(c->client->loop, &c->timer);
+    return LLMKIT_OK;
 }
 
 LK__PRIV void lk__call_try(lk__call *c) {
@@ -116,6 +110,7 @@ LK__PRIV void lk__call_try(lk__call *c) {
     c->client->stats.attempts++;
     c->events = false;
     c->received = 0;
+    c->status = 0;
     c->request_id[0] = '\0';
     memset(&c->error, 0, sizeof c->error);
     lk__buf_clear(&c->input);
@@ -124,13 +119,23 @@ LK__PRIV void lk__call_try(lk__call *c) {
         lk__answer_reset(&c->answer);
         lk__sse_reset(&c->sse);
     }
-    lk__call_wait(c);
     lk__fetch_start(&c->fetch);
+}
+
+/* Where an error happened.  Its message may be the provider's, which is made one line of. */
+LK__PRIV void lk__call_place(const lk__call *c, llmkit_error *error) {
+    lk__str_copy(error->provider, sizeof error->provider, lk__str_z(c->provider->name));
+    if (!error->http_status) error->http_status = c->status;
+    if (!error->request_id[0]) memcpy(error->request_id, c->request_id, sizeof c->request_id);
+    for (char *p = error->message; *p; p++)
+        if ((unsigned char)*p < ' ' || *p == 0x7f) *p = ' ';
 }
 
 LK__PRIV void lk__call_on_timer(lk__timer *timer) {
     lk__call *c = LK__CONTAINER(timer, lk__call, timer);
     if (c->state == LK__CALL_RESTING && c->retry_ns < c->total_due_ns) {
+        c->state = LK__CALL_TRYING;
+        lk__call_wait(c); /* a timer that has just fired finds memory */
         lk__call_try(c);
         return;
     }
@@ -138,8 +143,7 @@ LK__PRIV void lk__call_on_timer(lk__timer *timer) {
     lk__fail(&error, LLMKIT_E_TIMEOUT, "the call took over %lld ms (total_ms)",
              (long long)((c->total_due_ns - c->begun_ns) / LK__NS_PER_MS));
     error.deadline = LLMKIT_DEADLINE_TOTAL;
-    error.retryable = false; /* the time for retries is over */
-    lk__str_copy(error.provider, sizeof error.provider, lk__str_z(c->provider->name));
+    lk__call_place(c, &error);
     lk__call_end(c, NULL, &error);
 }
 
@@ -148,11 +152,10 @@ LK__PRIV void lk__call_failed(lk__call *c, const llmkit_error *why) {
     llmkit_client *client = c->client;
     llmkit_error error = *why;
     lk__fetch_stop(&c->fetch);
-    lk__str_copy(error.provider, sizeof error.provider, lk__str_z(c->provider->name));
-    if (!error.request_id[0])
-        lk__str_copy(error.request_id, sizeof error.request_id, lk__str_z(c->request_id));
-    if (c->committed) error.retryable = false; /* not the library's to repeat */
-    int64_t delay = lk__retry_delay(&c->retry, c->attempts, &error, lk__loop_rand(client->loop));
+    lk__call_place(c, &error);
+    int64_t delay = -1; /* what has been handed on is not ours to repeat */
+    if (!c->committed)
+        delay = lk__retry_delay(&c->retry, c->attempts, &error, lk__loop_rand(client->loop));
     int64_t now = lk__loop_now(client->loop);
     if (delay < 0 || now + delay >= c->total_due_ns) {
         lk__call_end(c, NULL, &error);
@@ -163,10 +166,10 @@ LK__PRIV void lk__call_failed(lk__call *c, const llmkit_error *why) {
     client->stats.retries++;
     c->state = LK__CALL_RESTING;
     c->retry_ns = now + delay;
-    lk__call_wait(c);
+    if (lk__call_wait(c)) lk__call_end(c, NULL, &error); /* no memory to wait */
 }
 
-/* ---- a response -------------------------------------------------------------------------------- */
+/* ---- a response ------------------------------------------------------------------------------ */
 
 LK__PRIV bool lk__type_is(const lk__head *head, llmkit_str type) {
     llmkit_str value = lk__head_get(head, LK__STR("content-type"));
@@ -176,6 +179,7 @@ LK__PRIV bool lk__type_is(const lk__head *head, llmkit_str type) {
 
 LK__PRIV void lk__call_on_head(lk__fetch *f, const lk__head *head) {
     lk__call *c = LK__CONTAINER(f, lk__call, fetch);
+    c->status = head->status;
     lk__str_copy(c->request_id, sizeof c->request_id, lk__request_id(head));
     if (head->status < 200 || head->status > 299) {
         lk__retry_read_head(&c->error, head, (int64_t)time(NULL));
@@ -190,56 +194,54 @@ LK__PRIV void lk__call_on_head(lk__fetch *f, const lk__head *head) {
 
 LK__PRIV void lk__call_on_events(lk__call *c, llmkit_str bytes) {
     lk__sse_event event;
-    while (lk__sse_feed(&c->sse, &bytes, &event)) {
-        llmkit_error error = { .code = LLMKIT_OK };
-        if (c->answer.complete) continue;
-        if (!c->provider->codec->read_event(&c->answer, event.data, &error)) {
-            if (c->state == LK__CALL_OVER) return;
-            lk__retry_read_type(&error);
-            lk__call_failed(c, &error);
-            return;
-        }
-    }
-    if (c->sse.error) {
-        llmkit_error error;
-        lk__fail(&error, c->sse.error, "an event of the stream is over %d bytes",
-                 LLMKIT_MAX_EVENT_BYTES);
+    llmkit_error error;
+    uint64_t id = c->id;
+    while (!c->answer.complete && lk__sse_feed(&c->sse, &bytes, &event)) {
+        if (c->provider->codec->read_event(&c->answer, event.data, &error)) continue;
+        if (c->id != id) return;
+        lk__retry_read_type(&error);
         lk__call_failed(c, &error);
         return;
     }
-    if (c->answer.complete) c->fetch.idle_ns = LK__CALL_GRACE_NS;
-}
-
-LK__PRIV void lk__call_on_body(lk__fetch *f, llmkit_str piece) {
-    lk__call *c = LK__CONTAINER(f, lk__call, fetch);
-    bool failing = c->error.code != LLMKIT_OK;
-    c->received += piece.len;
-    if (!failing && c->received > c->client->max_reply_bytes) {
-        llmkit_error error;
-        lk__fail(&error, LLMKIT_E_TOO_BIG, "the reply is over %u bytes (max_reply_bytes)",
-                 c->client->max_reply_bytes);
-        lk__call_failed(c, &error);
-        return;
-    }
-    if (c->events) {
-        lk__call_on_events(c, piece);
-        return;
-    }
-    lk__buf_str(&c->input, piece);
-    if (!failing && c->input.failed) {
-        llmkit_error error;
-        lk__fail(&error, c->input.failed, "no memory for the reply");
+    if (c->answer.complete) {
+        lk__fetch_set_idle(&c->fetch, LK__CALL_GRACE_NS);
+    } else if (c->sse.error) {
+        lk__fail(&error, c->sse.error, c->sse.error == LLMKIT_E_NOMEM
+                 ? "no memory for an event of the stream"
+                 : "an event of the stream is over %d bytes", LLMKIT_MAX_EVENT_BYTES);
         lk__call_failed(c, &error);
     }
 }
 
 /* The body of a failure, for its message and type.  c->error has what the head said. */
-LK__PRIV void lk__call_read_failure(lk__call *c) {
+LK__PRIV void lk__call_refused(lk__call *c) {
     lk__json *json = &c->client->json;
     llmkit_error *error = &c->error;
     if (lk__json_parse(json, lk__buf_view(&c->input)) == LLMKIT_OK)
         c->provider->codec->read_error(json, error, &c->client->scratch);
     lk__retry_read_type(error);
+    lk__call_failed(c, error);
+}
+
+LK__PRIV void lk__call_on_body(lk__fetch *f, llmkit_str piece) {
+    lk__call *c = LK__CONTAINER(f, lk__call, fetch);
+    llmkit_error error;
+    c->received += piece.len;
+    if (c->error.code) { /* the status was bad */
+        lk__buf_str(&c->input, piece);
+        if (c->received > LK__ERROR_BODY_BYTES) lk__call_refused(c);
+    } else if (c->received > c->client->max_reply_bytes) {
+        lk__fail(&error, LLMKIT_E_TOO_BIG, "the reply is over %u bytes (max_reply_bytes)",
+                 c->client->max_reply_bytes);
+        lk__call_failed(c, &error);
+    } else if (c->events) {
+        if (!c->answer.complete) lk__call_on_events(c, piece);
+    } else {
+        lk__buf_str(&c->input, piece);
+        if (!c->input.failed) return;
+        lk__fail(&error, c->input.failed, "no memory for the reply");
+        lk__call_failed(c, &error);
+    }
 }
 
 /* 200 with something else than what was asked for.  An error object is the provider's word. */
@@ -295,8 +297,7 @@ LK__PRIV void lk__call_streamed(lk__call *c, const llmkit_error *error) {
 LK__PRIV void lk__call_on_done(lk__fetch *f, const llmkit_error *error) {
     lk__call *c = LK__CONTAINER(f, lk__call, fetch);
     if (c->error.code != LLMKIT_OK) { /* the status says more than how the body ended */
-        lk__call_read_failure(c);
-        lk__call_failed(c, &c->error);
+        lk__call_refused(c);
     } else if (c->events) {
         lk__call_streamed(c, error);
     } else if (error) {
@@ -308,7 +309,7 @@ LK__PRIV void lk__call_on_done(lk__fetch *f, const llmkit_error *error) {
     }
 }
 
-/* ---- calls and their slots --------------------------------------------------------------------- */
+/* ---- calls and their slots ------------------------------------------------------------------- */
 
 LK__PRIV void lk__buf_trim(lk__buf *b) {
     if (b->cap > LK__CALL_KEEP_BYTES) lk__buf_free(b);
@@ -328,6 +329,7 @@ LK__PRIV void lk__call_release(lk__call *c) {
     lk__buf_trim(&c->input);
     lk__buf_trim(&c->arena);
     lk__buf_trim(&c->tools);
+    c->fetch.paused = false;
     c->id += UINT64_C(1) << 32;
     c->state = LK__CALL_FREE;
     c->next = client->free;
@@ -336,7 +338,7 @@ LK__PRIV void lk__call_release(lk__call *c) {
 
 LK__PRIV void lk__call_free(lk__call *c) {
     const llmkit_env *env = &c->client->env;
-    lk__answer_reset(&c->answer);
+    lk__answer_free(&c->answer);
     lk__sse_free(&c->sse);
     lk__buf_wipe(&c->head);
     lk__buf_free(&c->body);
@@ -376,9 +378,12 @@ LK__PRIV lk__call *lk__call_new(llmkit_client *client) {
     lk__buf_init(&c->tools, env, 0);
     lk__buf_init(&c->model, env, 1024);
     lk__sse_init(&c->sse, env, LLMKIT_MAX_EVENT_BYTES);
-    c->answer = (lk__answer){ .env = env, .json = &client->json, .scratch = &client->scratch,
-                              .max_bytes = client->max_reply_bytes, .emit = lk__call_emit,
-                              .user = c };
+    lk__answer_init(&c->answer, env);
+    c->answer.json = &client->json;
+    c->answer.scratch = &client->scratch;
+    c->answer.max_bytes = client->max_reply_bytes;
+    c->answer.emit = lk__call_emit;
+    c->answer.user = c;
     return c;
 }
 
@@ -405,7 +410,7 @@ LK__PRIV lk__call *lk__client_find(const llmkit_client *client, llmkit_call call
     return live && c->id == call.id ? c : NULL;
 }
 
-/* ---- submitting --------------------------------------------------------------------------------- */
+/* ---- submitting ------------------------------------------------------------------------------ */
 
 LK__PRIV llmkit_err lk__request_check(const llmkit_request *r, llmkit_error *error) {
     if (!r) return lk__fail(error, LLMKIT_E_ARG, "the request is NULL");
@@ -415,6 +420,9 @@ LK__PRIV llmkit_err lk__request_check(const llmkit_request *r, llmkit_error *err
         return lk__fail(error, LLMKIT_E_ARG, "the request has neither prompt nor messages");
     if ((r->num_messages && !r->messages) || (r->num_tools && !r->tools))
         return lk__fail(error, LLMKIT_E_ARG, "messages or tools is NULL but counted");
+    for (size_t i = 0; i < r->num_messages; i++)
+        if (r->messages[i].num_parts ? !r->messages[i].parts : !r->messages[i].text)
+            return lk__fail(error, LLMKIT_E_ARG, "messages[%zu] has neither text nor parts", i);
     return LLMKIT_OK;
 }
 
@@ -428,25 +436,47 @@ LK__PRIV lk__provider *lk__client_provider(const llmkit_client *client, const ch
 }
 
 /* Fields that are the library's: a second one would break the message. */
-LK__PRIV bool lk__field_is_ours(llmkit_str name) {
-    return lk__str_ieq(name, LK__STR("host")) || lk__str_ieq(name, LK__STR("content-length")) ||
-           lk__str_ieq(name, LK__STR("transfer-encoding")) ||
-           lk__str_ieq(name, LK__STR("connection"));
+LK__PRIV bool lk__field_is_ours(const lk__provider *p, llmkit_str name) {
+    static const char *const ours[] = { "host", "content-length", "content-type",
+                                        "transfer-encoding", "connection" };
+    for (size_t i = 0; i < LK__COUNT(ours); i++)
+        if (lk__str_ieq(name, lk__str_z(ours[i]))) return true;
+    return p->has_key && lk__str_ieq(name, LK__STR("authorization"));
+}
+
+/* Room for n more bytes in a buffer that holds a secret: what it outgrows is wiped. */
+LK__PRIV void lk__secret_room(lk__buf *b, size_t n) {
+    if (b->cap - b->len > n || b->failed) return;
+    lk__buf larger;
+    lk__buf_init(&larger, b->env, b->max);
+    lk__buf_more(&larger, lk__add(b->len, n));
+    lk__buf_str(&larger, lk__buf_view(b));
+    lk__buf_wipe(b);
+    *b = larger;
+}
+
+/* E_ARG where it cannot be sent. */
+LK__PRIV llmkit_err lk__secret_field(lk__buf *b, llmkit_str name, llmkit_str value) {
+    lk__secret_room(b, lk__add(lk__add(name.len, value.len), sizeof ": \r\n"));
+    return lk__http_field(b, name, value);
 }
 
 LK__PRIV llmkit_err lk__call_write_head(lk__call *c, const llmkit_request *r,
                                         llmkit_error *error) {
     lk__buf *head = &c->head;
     lk__buf_clear(head);
+    lk__secret_room(head, c->provider->head.len + 256); /* the rest, but for headers */
     lk__buf_str(head, lk__buf_view(&c->provider->head));
     lk__http_field(head, LK__STR("Accept"),
                    c->stream ? LK__STR("text/event-stream") : LK__STR("application/json"));
     for (const char *const *h = r->headers; h && h[0]; h += 2) {
         llmkit_str name = lk__str_z(h[0]);
-        if (!h[1] || lk__field_is_ours(name) || lk__http_field(head, name, lk__str_z(h[1])))
+        if (!h[1] || lk__field_is_ours(c->provider, name) ||
+            lk__secret_field(head, name, lk__str_z(h[1])))
             return lk__fail(error, LLMKIT_E_ARG, "headers: \"%s\" is not a field that can be sent",
                             h[0]);
     }
+    lk__secret_room(head, 64);
     lk__http_field_u64(head, LK__STR("Content-Length"), c->body.len);
     lk__buf_z(head, "\r\n");
     return head->failed ? lk__fail(error, head->failed, "no room for the request's head")
@@ -459,7 +489,7 @@ LK__PRIV llmkit_err lk__call_write(lk__call *c, const llmkit_request *r, llmkit_
     lk__buf_clear(&c->body);
     lk__draft draft = { .request = r, .model = lk__str_z(model), .stream = c->stream,
                         .completion_tokens = c->provider->completion_tokens,
-                        .json = &c->client->json, .body = &c->body };
+                        .json = &c->client->draft, .body = &c->body };
     llmkit_err err = c->provider->codec->write(&draft, error);
     return err ? err : lk__call_write_head(c, r, error);
 }
@@ -509,6 +539,11 @@ LK__PRIV lk__call *lk__call_prepare(llmkit_client *client, const llmkit_request 
 LK__PRIV llmkit_err lk__call_go(lk__call *c, llmkit_event_fn on_event, llmkit_reply_fn on_reply,
                                 void *user, llmkit_call *call, llmkit_error *error) {
     llmkit_client *client = c->client;
+    c->state = LK__CALL_TRYING;
+    if (lk__call_wait(c)) {
+        lk__call_release(c);
+        return lk__fail(error, LLMKIT_E_NOMEM, "no memory for a deadline");
+    }
     c->on_event = on_event;
     c->on_reply = on_reply;
     c->user = user;
@@ -523,7 +558,7 @@ LK__PRIV llmkit_err lk__call_go(lk__call *c, llmkit_event_fn on_event, llmkit_re
     client->stats.in_flight++;
     lk__loop_hold(client->loop);
     if (call) call->id = c->id;
-    if (error) memset(error, 0, sizeof *error);
+    memset(error, 0, sizeof *error);
     lk__call_try(c);
     return LLMKIT_OK;
 }
@@ -548,12 +583,12 @@ LLMKIT_API llmkit_err llmkit_submit_whole(llmkit_client *client, const llmkit_re
     return c ? lk__call_go(c, NULL, fn, user, call, error) : error->code;
 }
 
-/* ---- cancelling, pausing ------------------------------------------------------------------------ */
+/* ---- cancelling, pausing --------------------------------------------------------------------- */
 
 LK__PRIV void lk__call_cancel_now(lk__call *c) {
     llmkit_error error;
     lk__fail(&error, LLMKIT_E_CANCELLED, "the call was cancelled");
-    lk__str_copy(error.provider, sizeof error.provider, lk__str_z(c->provider->name));
+    lk__call_place(c, &error);
     lk__call_end(c, NULL, &error);
 }
 
@@ -598,7 +633,7 @@ LLMKIT_API llmkit_err llmkit_resume(llmkit_client *client, llmkit_call call) {
     return LLMKIT_OK;
 }
 
-/* ---- providers ----------------------------------------------------------------------------------- */
+/* ---- providers ------------------------------------------------------------------------------- */
 
 LK__PRIV const char *lk__getenv(const char *name) {
 #if LLMKIT_WITH_GETENV
@@ -635,26 +670,33 @@ LK__PRIV llmkit_err lk__provider_defaults(const llmkit_provider_desc *d, lk__pro
     return LLMKIT_OK;
 }
 
-LK__PRIV void lk__provider_write_head(lk__provider *p, const lk__url *url, const char *api_key) {
+/* The key comes last, so that no growth leaves a copy of it behind. */
+LK__PRIV llmkit_err lk__provider_write_head(lk__provider *p, const lk__url *url,
+                                            const char *api_key) {
     lk__buf *head = &p->head;
-    llmkit_str path = url->path;
+    size_t path_len = lk__str_find(url->path, '?');
+    llmkit_str path = { url->path.ptr, path_len }, query = lk__str_from(url->path, path_len);
     while (path.len && path.ptr[path.len - 1] == '/') path.len--;
     lk__buf_z(head, "POST ");
     lk__buf_str(head, path);
     lk__buf_z(head, p->codec->path);
+    lk__buf_str(head, query);
     lk__buf_z(head, " HTTP/1.1\r\n");
     lk__http_field(head, LK__STR("Host"), lk__origin_name(p->origin));
     lk__buf_fmt(head, "User-Agent: llmkit/%d.%d.%d\r\n", LLMKIT_VERSION_MAJOR,
                 LLMKIT_VERSION_MINOR, LLMKIT_VERSION_PATCH);
     lk__http_field(head, LK__STR("Content-Type"), LK__STR("application/json"));
-    if (!api_key || !*api_key) return;
+    if (!api_key || !*api_key) return head->failed;
+    p->has_key = true;
     lk__buf bearer;
-    lk__buf_init(&bearer, head->env, 8192);
+    lk__buf_init(&bearer, head->env, LLMKIT_MAX_HEAD_BYTES / 2);
+    lk__buf_more(&bearer, lk__add(strlen(api_key), sizeof "Bearer "));
     lk__buf_z(&bearer, "Bearer ");
     lk__buf_z(&bearer, api_key);
-    if (bearer.failed || lk__http_field(head, LK__STR("Authorization"), lk__buf_view(&bearer)))
-        head->failed = LLMKIT_E_ARG;
+    llmkit_err err = bearer.failed;
+    if (!err) err = lk__secret_field(head, LK__STR("Authorization"), lk__buf_view(&bearer));
     lk__buf_wipe(&bearer);
+    return err ? err : head->failed;
 }
 
 LK__PRIV llmkit_err lk__provider_init(llmkit_client *client, lk__provider *p,
@@ -669,17 +711,19 @@ LK__PRIV llmkit_err lk__provider_init(llmkit_client *client, lk__provider *p,
     if (!p->origin) return error->code;
     p->completion_tokens = lk__str_ieq(url.host, LK__STR("api.openai.com"));
     lk__buf_init(&p->head, &client->env, LLMKIT_MAX_HEAD_BYTES / 2);
-    lk__provider_write_head(p, &url, text.api_key);
-    if (p->head.failed == LLMKIT_E_ARG)
-        return lk__fail(error, LLMKIT_E_ARG, "the key of %.*s holds a byte that no HTTP field can",
+    err = lk__provider_write_head(p, &url, text.api_key);
+    if (err == LLMKIT_E_ARG)
+        return lk__fail(error, err, "the key of %.*s holds a byte that no HTTP field can",
                         LK__ARG(text.name));
+    if (err)
+        return lk__fail(error, err, "no room for base_url and key of %.*s", LK__ARG(text.name));
     lk__buf name;
     lk__buf_init(&name, &client->env, 0);
     lk__buf_str(&name, text.name);
     p->name = name.failed ? NULL : lk__strdup(&client->env, lk__buf_view(&name).ptr);
     lk__buf_free(&name);
     p->model = d->model ? lk__strdup(&client->env, d->model) : NULL;
-    if (p->head.failed || !p->name || (d->model && !p->model))
+    if (!p->name || (d->model && !p->model))
         return lk__fail(error, LLMKIT_E_NOMEM, "no memory for a provider");
     return LLMKIT_OK;
 }
@@ -690,7 +734,7 @@ LK__PRIV void lk__provider_free(llmkit_client *client, lk__provider *p) {
     lk__buf_wipe(&p->head);
 }
 
-/* ---- the client ----------------------------------------------------------------------------------- */
+/* ---- the client ------------------------------------------------------------------------------ */
 
 LK__PRIV uint32_t lk__def(uint32_t value, uint32_t by_default) {
     return value ? value : by_default;
@@ -706,6 +750,7 @@ LK__PRIV void lk__client_set(llmkit_client *c, const llmkit_client_desc *d) {
                                                   d->max_retry_after_ms });
     c->cancel_post.fn = lk__client_on_cancels;
     lk__json_init(&c->json, &c->env);
+    lk__json_init(&c->draft, &c->env);
     lk__buf_init(&c->scratch, &c->env, 0);
     lk__buf_init(&c->cancelled, &c->env, 0);
     lk__mutex_init(&c->cancel_lock);
@@ -773,6 +818,7 @@ LK__PRIV void lk__client_bury(llmkit_client *c) {
     if (c->loop) lk__post_cancel(c->loop, &c->cancel_post);
     if (c->own_loop) llmkit_loop_destroy(c->loop);
     lk__json_free(&c->json);
+    lk__json_free(&c->draft);
     lk__buf_free(&c->scratch);
     lk__buf_free(&c->cancelled);
     lk__mutex_free(&c->cancel_lock);

@@ -11,6 +11,7 @@ typedef struct lk__provider {
     lk__origin      *origin;
     char            *name, *model;
     lk__buf          head; /* of every request, up to the fields that differ; holds the key */
+    bool             has_key;
     bool             completion_tokens; /* the token limit is called max_completion_tokens here */
 } lk__provider;
 
@@ -36,6 +37,7 @@ typedef struct lk__call {
     lk__retry_policy retry;
     uint32_t         attempts;
     uint64_t         received; /* bytes of the body */
+    uint16_t         status;   /* of this attempt's response, 0 before it */
     lk__buf          head, body;   /* of the request */
     lk__buf          input;        /* the reply's body, where it is collected */
     lk__buf          arena, tools; /* what a whole reply's views point to */
@@ -64,8 +66,9 @@ struct llmkit_client {
     lk__call       **slots;
     uint32_t         num_slots, cap_slots;
     lk__call        *live, *free;
-    lk__json         json;    /* these two for one callback at a time */
+    lk__json         json;    /* these two for one response at a time, */
     lk__buf          scratch;
+    lk__json         draft;   /* and this for requests: a callback may submit one */
     llmkit_client_stats stats;
     lk__mutex        cancel_lock;
     lk__buf          cancelled; /* ids, from any thread; under the lock */
@@ -75,3 +78,4 @@ struct llmkit_client {
 /* Pull streams pause the calls they read. */
 LK__PRIV lk__call *lk__client_find(const llmkit_client *client, llmkit_call call);
 LK__PRIV void lk__call_cancel_now(lk__call *c);
+LK__PRIV void lk__buf_wipe(lk__buf *b); /* frees a buffer that holds a secret */

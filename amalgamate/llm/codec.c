@@ -2,6 +2,14 @@
 
 #include "llm/codec.h"
 
+enum { LK__PATTERN_BYTES = 2048 }; /* longer events are read in full each time */
+
+LK__PRIV void lk__answer_init(lk__answer *a, const llmkit_env *env) {
+    memset(a, 0, sizeof *a);
+    a->env = env;
+    lk__buf_init(&a->pattern, env, LK__PATTERN_BYTES);
+}
+
 LK__PRIV void lk__answer_reset(lk__answer *a) {
     for (uint32_t i = 0; i < a->num_tools; i++) {
         lk__buf_free(&a->tools[i].id);
@@ -15,6 +23,37 @@ LK__PRIV void lk__answer_reset(lk__answer *a) {
     a->finish = LLMKIT_UNFINISHED;
     a->finish_text[0] = '\0';
     a->complete = a->started = false;
+    lk__buf_clear(&a->pattern);
+}
+
+LK__PRIV void lk__answer_free(lk__answer *a) {
+    lk__answer_reset(a);
+    lk__buf_free(&a->pattern);
+}
+
+LK__PRIV bool lk__answer_emit(lk__answer *a, llmkit_event *event) {
+    a->told++;
+    return a->emit(a->user, event);
+}
+
+LK__PRIV void lk__answer_learn(lk__answer *a, llmkit_str data, llmkit_str raw) {
+    lk__buf_clear(&a->pattern);
+    a->hole = (size_t)(raw.ptr - data.ptr) - 1;
+    a->hole_len = raw.len + 2;
+    if (data.len < LK__PATTERN_BYTES) lk__buf_str(&a->pattern, data);
+}
+
+LK__PRIV bool lk__answer_fits(const lk__answer *a, llmkit_str data, llmkit_str *raw) {
+    const lk__buf *p = &a->pattern;
+    size_t tail = p->len - a->hole - a->hole_len;
+    if (p->len == 0 || data.len < a->hole + 2 + tail) return false;
+    llmkit_str hole = { data.ptr + a->hole, data.len - a->hole - tail };
+    if (memcmp(data.ptr, p->ptr, a->hole) != 0 ||
+        memcmp(hole.ptr + hole.len, p->ptr + p->len - tail, tail) != 0 ||
+        !lk__json_is_string(hole))
+        return false;
+    *raw = lk__str(hole.ptr + 1, hole.len - 2);
+    return true;
 }
 
 LK__PRIV lk__tool_part *lk__answer_tool(lk__answer *a, uint32_t index, llmkit_error *error) {
@@ -52,7 +91,7 @@ LK__PRIV bool lk__answer_end_tools(lk__answer *a) {
         llmkit_event e = { .type = LLMKIT_EV_TOOL_END };
         e.tool = (llmkit_tool_call){ lk__buf_view(&t->id), lk__buf_view(&t->name),
                                      lk__buf_view(&t->arguments), t->index };
-        if (!a->emit(a->user, &e)) return false;
+        if (!lk__answer_emit(a, &e)) return false;
     }
     return true;
 }

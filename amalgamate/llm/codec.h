@@ -36,6 +36,10 @@ typedef struct lk__answer {
     char              finish_text[32];
     bool              complete; /* the dialect's own end was seen */
     bool              started;
+    uint32_t          told;     /* events emitted */
+    lk__buf           pattern;  /* the last event read, if all it had was a piece of text, */
+    size_t            hole, hole_len; /* and where in it that string stands, quotes included */
+    lk__node          only_text; /* that string, while an event is read */
     /* Fills in the call; false: the call ended inside the callback, touch nothing. */
     bool            (*emit)(void *user, llmkit_event *event);
     void             *user;
@@ -57,7 +61,17 @@ typedef struct lk__codec {
 
 LK__PRIV const lk__codec *lk__codec_openai(void); /* NULL: compiled out */
 
-LK__PRIV void lk__answer_reset(lk__answer *a); /* for another attempt or call; keeps no tool calls */
+LK__PRIV void lk__answer_init(lk__answer *a, const llmkit_env *env);
+LK__PRIV void lk__answer_reset(lk__answer *a); /* for another attempt or call */
+LK__PRIV void lk__answer_free(lk__answer *a);
+LK__PRIV bool lk__answer_emit(lk__answer *a, llmkit_event *event);
+
+/* The events of a stream mostly differ in one string.  learn notes an event that was nothing but a
+ * piece of text, whose raw string is in it; fits tells whether another one is the same up to that
+ * string, byte for byte: then it is as valid, says the same, and need not be parsed. */
+LK__PRIV void lk__answer_learn(lk__answer *a, llmkit_str data, llmkit_str raw);
+LK__PRIV bool lk__answer_fits(const lk__answer *a, llmkit_str data, llmkit_str *raw);
+
 /* The part with this index, begun anew if there is none; NULL with *error set. */
 LK__PRIV lk__tool_part *lk__answer_tool(lk__answer *a, uint32_t index, llmkit_error *error);
 /* EV_TOOL_END for all that have not had theirs. */

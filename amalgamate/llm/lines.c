@@ -4,7 +4,7 @@
 
 enum { LK__LINE_READ_BYTES = 262144 };
 
-/* ---- reading ------------------------------------------------------------------------------------ */
+/* ---- reading --------------------------------------------------------------------------------- */
 
 LK__PRIV llmkit_err lk__line_reader_open(lk__line_reader *r, const llmkit_env *env,
                                          const char *path, size_t max_bytes, llmkit_error *error) {
@@ -87,7 +87,7 @@ LK__PRIV lk__line_kind lk__line_next(lk__line_reader *r, llmkit_str *line) {
     }
 }
 
-/* ---- writing ------------------------------------------------------------------------------------ */
+/* ---- writing --------------------------------------------------------------------------------- */
 
 LK__PRIV llmkit_err lk__line_writer_open(lk__line_writer *w, const llmkit_env *env,
                                          const char *path, bool append, llmkit_error *error) {
@@ -124,7 +124,8 @@ LK__PRIV void lk__line_undo(lk__line_writer *w, size_t written) {
 
 LK__PRIV llmkit_err lk__line_flush(lk__line_writer *w, llmkit_error *error) {
     size_t done = 0;
-    if (w->buf.failed) return lk__fail(error, w->buf.failed, "no memory for the lines of %s", w->path);
+    if (w->buf.failed)
+        return lk__fail(error, w->buf.failed, "no memory for the lines of %s", w->path);
     while (done < w->buf.len) {
         ssize_t n = write(w->fd, w->buf.ptr + done, w->buf.len - done);
         if (n < 0 && errno == EINTR) continue;

@@ -6,7 +6,7 @@
 
 #if LLMKIT_WITH_OPENAI
 
-/* ---- writing a request ---------------------------------------------------------------------- */
+/* ---- writing a request ----------------------------------------------------------------------- */
 
 typedef struct lk__oai_writer {
     lk__jsonw  json;
@@ -52,10 +52,7 @@ LK__PRIV void lk__oai_image(lk__jsonw *w, const llmkit_part *p) {
         lk__buf_z(w->out, ";base64,");
         size_t n = 4 * ((p->data.len + 2) / 3);
         char *at = lk__buf_more(w->out, n);
-        if (at) {
-            lk__base64(at, p->data.ptr, p->data.len);
-            w->out->len += n;
-        }
+        if (at) lk__buf_wrote(w->out, lk__base64(at, p->data.ptr, p->data.len));
         lk__buf_ch(w->out, '"');
         w->comma = true;
     }
@@ -279,7 +276,7 @@ LK__PRIV llmkit_err lk__oai_write(lk__draft *d, llmkit_error *error) {
                            : LLMKIT_OK;
 }
 
-/* ---- reading a reply ------------------------------------------------------------------------ */
+/* ---- reading a reply ------------------------------------------------------------------------- */
 
 LK__PRIV llmkit_finish lk__oai_finish(llmkit_str reason) {
     static const struct {
@@ -336,8 +333,9 @@ LK__PRIV void lk__oai_read_tools(const lk__json *j, lk__node calls, llmkit_reply
         };
         lk__buf_add(tools, &call, sizeof call);
     }
+    if (num == 0 || tools->failed) return;
     reply->tool_calls = (const llmkit_tool_call *)(const void *)tools->ptr;
-    reply->num_tool_calls = tools->failed ? 0 : num;
+    reply->num_tool_calls = num;
 }
 
 LK__PRIV llmkit_err lk__oai_read(const lk__json *j, llmkit_reply *reply, lk__buf *arena,
@@ -361,77 +359,106 @@ LK__PRIV llmkit_err lk__oai_read(const lk__json *j, llmkit_reply *reply, lk__buf
     return LLMKIT_OK;
 }
 
-/* {"error":{"message","type","code"}}; some servers give a string, or no object around it. */
+/* {"error":{"message","type","code"}}; some servers give a string, an array around the object
+ * (Google), or no object around its members (vLLM, FastAPI's "detail"). */
 LK__PRIV bool lk__oai_read_error(const lk__json *j, llmkit_error *error, lk__buf *scratch) {
-    lk__node e = lk__json_get(j, 0, LK__STR("error"));
-    if (lk__json_type_of(j, e) == LK__JSON_NONE || lk__json_type_of(j, e) == LK__JSON_NULL)
-        return false;
-    bool object = lk__json_type_of(j, e) == LK__JSON_OBJECT;
-    lk__node text = object ? lk__json_get(j, e, LK__STR("message")) : e;
+    lk__node root = lk__json_type_of(j, 0) == LK__JSON_ARRAY ? lk__json_at(j, 0, 0) : 0;
+    lk__node e = lk__json_get(j, root, LK__STR("error"));
+    if (e < 0) e = root;
+    lk__node text = lk__json_get(j, e, LK__STR("message"));
+    if (text < 0) text = lk__json_get(j, e, LK__STR("detail"));
+    if (text < 0 && e != root) text = e;
+    if (text < 0 || lk__json_type_of(j, e) == LK__JSON_NULL) return false;
     lk__node code = lk__json_get(j, e, LK__STR("code"));
     if (lk__json_type_of(j, code) != LK__JSON_STRING)
         code = lk__json_get(j, e, LK__STR("type"));
-    lk__str_copy(error->type, sizeof error->type, lk__json_view(j, code, scratch));
-    lk__str_copy(error->message, sizeof error->message, lk__json_view(j, text, scratch));
+    llmkit_str type = lk__json_view(j, code, scratch);
+    if (type.len) lk__str_copy(error->type, sizeof error->type, type);
+    llmkit_str message = lk__json_view(j, text, scratch);
+    if (message.len) lk__str_copy(error->message, sizeof error->message, message);
     return true;
 }
 
-/* ---- reading a stream ----------------------------------------------------------------------- */
+/* ---- reading a stream ------------------------------------------------------------------------ */
 
-LK__PRIV bool lk__oai_piece(lk__answer *a, llmkit_event_type type, lk__node n) {
+LK__PRIV bool lk__oai_no_room(llmkit_err why, const char *what, llmkit_error *error) {
+    if (why)
+        lk__fail(error, why, why == LLMKIT_E_NOMEM ? "no memory for %s of the stream"
+                                                   : "%s of the stream is too long", what);
+    return why != LLMKIT_OK;
+}
+
+LK__PRIV bool lk__oai_piece(lk__answer *a, llmkit_event_type type, lk__node n,
+                            llmkit_error *error) {
     lk__buf_clear(a->scratch);
-    if (!lk__json_text(a->json, n, a->scratch) || a->scratch->len == 0) return true;
+    if (!lk__json_text(a->json, n, a->scratch)) return true;
+    if (lk__oai_no_room(a->scratch->failed, "a piece", error)) return false;
+    if (a->scratch->len == 0) return true;
     llmkit_event e = { .type = type, .text = lk__buf_view(a->scratch) };
-    return a->emit(a->user, &e);
+    return lk__answer_emit(a, &e);
+}
+
+/* The index of a piece.  Some servers leave it out: then a piece with an id begins a call, and one
+ * without goes on with the last. */
+LK__PRIV uint32_t lk__oai_tool_index(const lk__answer *a, lk__node n) {
+    const lk__json *j = a->json;
+    int64_t index;
+    if (lk__json_i64(j, lk__json_get(j, n, LK__STR("index")), &index) && index >= 0 &&
+        index <= INT32_MAX)
+        return (uint32_t)index;
+    uint32_t next = 0;
+    for (uint32_t i = 0; i < a->num_tools; i++)
+        if (a->tools[i].index >= next) next = a->tools[i].index + 1;
+    bool begins = lk__json_type_of(j, lk__json_get(j, n, LK__STR("id"))) == LK__JSON_STRING;
+    return begins || next == 0 ? next : next - 1;
+}
+
+LK__PRIV bool lk__oai_tool_begin(lk__answer *a, lk__tool_part *t, lk__node n, lk__node name,
+                                 llmkit_error *error) {
+    lk__json_text(a->json, lk__json_get(a->json, n, LK__STR("id")), &t->id);
+    lk__json_text(a->json, name, &t->name);
+    if (lk__oai_no_room(t->id.failed ? t->id.failed : t->name.failed, "a tool call", error))
+        return false;
+    llmkit_event e = { .type = LLMKIT_EV_TOOL_BEGIN };
+    e.tool = (llmkit_tool_call){ lk__buf_view(&t->id), lk__buf_view(&t->name), { "", 0 },
+                                 t->index };
+    return lk__answer_emit(a, &e);
 }
 
 /* One element of delta.tool_calls: the first of an index has id and name, the others only more of
  * the arguments; calls interleave by index. */
-LK__PRIV bool lk__oai_tool_piece(lk__answer *a, lk__node n, uint32_t nth, llmkit_error *error) {
+LK__PRIV bool lk__oai_tool_piece(lk__answer *a, lk__node n, llmkit_error *error) {
     const lk__json *j = a->json;
-    int64_t index; /* some servers leave it out */
-    if (!lk__json_i64(j, lk__json_get(j, n, LK__STR("index")), &index) || index < 0 ||
-        index > INT32_MAX)
-        index = nth;
     lk__node function = lk__json_get(j, n, LK__STR("function"));
     lk__node name = lk__json_get(j, function, LK__STR("name"));
     uint32_t known = a->num_tools;
-    lk__tool_part *t = lk__answer_tool(a, (uint32_t)index, error);
+    lk__tool_part *t = lk__answer_tool(a, lk__oai_tool_index(a, n), error);
     if (!t) return false;
-    if (a->num_tools > known) {
-        lk__json_text(j, lk__json_get(j, n, LK__STR("id")), &t->id);
-        lk__json_text(j, name, &t->name);
-        llmkit_event e = { .type = LLMKIT_EV_TOOL_BEGIN };
-        e.tool = (llmkit_tool_call){ lk__buf_view(&t->id), lk__buf_view(&t->name), { "", 0 },
-                                     t->index };
-        if (!a->emit(a->user, &e)) return false;
-    }
+    if (t->ended) return true;
+    if (a->num_tools > known && !lk__oai_tool_begin(a, t, n, name, error)) return false;
     size_t before = t->arguments.len;
     lk__json_text(j, lk__json_get(j, function, LK__STR("arguments")), &t->arguments);
-    if (t->id.failed || t->name.failed || t->arguments.failed) {
-        lk__fail(error, LLMKIT_E_TOO_BIG, "a tool call is over max_reply_bytes");
-        return false;
-    }
+    if (lk__oai_no_room(t->arguments.failed, "a tool call", error)) return false;
     if (t->arguments.len == before) return true;
     llmkit_event e = { .type = LLMKIT_EV_TOOL_DELTA };
     e.tool.index = t->index;
     e.text = lk__str_from(lk__buf_view(&t->arguments), before);
-    return a->emit(a->user, &e);
+    return lk__answer_emit(a, &e);
 }
 
 LK__PRIV bool lk__oai_delta(lk__answer *a, lk__node delta, llmkit_error *error) {
     const lk__json *j = a->json;
-    uint32_t nth = 0;
     for (lk__node key = lk__json_first(j, delta); key >= 0; key = lk__json_next(j, key)) {
         llmkit_str name = lk__json_raw(j, key);
         lk__node value = lk__json_value_of(j, key);
         if (lk__str_eq(name, LK__STR("content"))) {
-            if (!lk__oai_piece(a, LLMKIT_EV_TEXT, value)) return false;
+            if (lk__json_type_of(j, value) == LK__JSON_STRING) a->only_text = value;
+            if (!lk__oai_piece(a, LLMKIT_EV_TEXT, value, error)) return false;
         } else if (lk__str_eq(name, LK__STR("refusal"))) {
-            if (!lk__oai_piece(a, LLMKIT_EV_REFUSAL, value)) return false;
+            if (!lk__oai_piece(a, LLMKIT_EV_REFUSAL, value, error)) return false;
         } else if (lk__str_eq(name, LK__STR("tool_calls"))) {
             for (lk__node n = lk__json_first(j, value); n >= 0; n = lk__json_next(j, n))
-                if (!lk__oai_tool_piece(a, n, nth++, error)) return false;
+                if (!lk__oai_tool_piece(a, n, error)) return false;
         }
     }
     return true;
@@ -453,17 +480,18 @@ LK__PRIV bool lk__oai_choice(lk__answer *a, lk__node choice, llmkit_error *error
     return !finished || lk__answer_end_tools(a);
 }
 
-LK__PRIV bool lk__oai_start(lk__answer *a, lk__node model) {
+LK__PRIV bool lk__oai_start(lk__answer *a, lk__node model, llmkit_error *error) {
     a->started = true;
     lk__buf_clear(a->scratch);
     lk__json_text(a->json, model, a->scratch);
+    if (lk__oai_no_room(a->scratch->failed, "the model's name", error)) return false;
     llmkit_event e = { .type = LLMKIT_EV_START, .model = lk__buf_view(a->scratch) };
-    return a->emit(a->user, &e);
+    return lk__answer_emit(a, &e);
 }
 
 /* The members of an event that matter, found in one walk. */
 typedef struct lk__oai_chunk {
-    lk__node model, choice, usage, error;
+    lk__node model, choices, usage, error;
 } lk__oai_chunk;
 
 LK__PRIV lk__oai_chunk lk__oai_members(const lk__json *j) {
@@ -471,7 +499,7 @@ LK__PRIV lk__oai_chunk lk__oai_members(const lk__json *j) {
     for (lk__node key = lk__json_first(j, 0); key >= 0; key = lk__json_next(j, key)) {
         llmkit_str name = lk__json_raw(j, key);
         lk__node value = lk__json_value_of(j, key);
-        if (lk__str_eq(name, LK__STR("choices"))) c.choice = lk__json_at(j, value, 0);
+        if (lk__str_eq(name, LK__STR("choices"))) c.choices = value;
         else if (lk__str_eq(name, LK__STR("model"))) c.model = value;
         else if (lk__str_eq(name, LK__STR("usage"))) c.usage = value;
         else if (lk__str_eq(name, LK__STR("error"))) c.error = value;
@@ -479,14 +507,27 @@ LK__PRIV lk__oai_chunk lk__oai_members(const lk__json *j) {
     return c;
 }
 
+/* An event like the one before, but for its text. */
+LK__PRIV bool lk__oai_another(lk__answer *a, llmkit_str raw, llmkit_error *error) {
+    if (raw.len == 0) return true;
+    lk__buf_clear(a->scratch);
+    lk__json_unescape_to(a->scratch, raw);
+    if (lk__oai_no_room(a->scratch->failed, "a piece", error)) return false;
+    llmkit_event e = { .type = LLMKIT_EV_TEXT, .text = lk__buf_view(a->scratch) };
+    return lk__answer_emit(a, &e);
+}
+
 LK__PRIV bool lk__oai_read_event(lk__answer *a, llmkit_str data, llmkit_error *error) {
+    llmkit_str raw;
+    if (lk__answer_fits(a, data, &raw)) return lk__oai_another(a, raw, error);
     if (lk__str_eq(data, LK__STR("[DONE]"))) {
         a->complete = true;
         return true;
     }
     llmkit_err err = lk__json_parse(a->json, data);
     if (err) {
-        lk__fail(error, err, err == LLMKIT_E_JSON ? "an event of the stream is not JSON, at byte %zu"
+        lk__fail(error, err, err == LLMKIT_E_JSON
+                 ? "an event of the stream is not JSON, at byte %zu"
                  : "no memory for an event of the stream (byte %zu)", a->json->error_at);
         return false;
     }
@@ -496,12 +537,20 @@ LK__PRIV bool lk__oai_read_event(lk__answer *a, llmkit_str data, llmkit_error *e
         lk__oai_read_error(a->json, error, a->scratch);
         return false;
     }
-    if (!a->started && !lk__oai_start(a, c.model)) return false;
-    if (c.choice >= 0 && !lk__oai_choice(a, c.choice, error)) return false;
-    if (lk__json_type_of(a->json, c.usage) != LK__JSON_OBJECT) return true;
+    if (!a->started && !lk__oai_start(a, c.model, error)) return false;
+    uint32_t told = a->told;
+    a->only_text = -1;
+    for (lk__node n = lk__json_first(a->json, c.choices); n >= 0; n = lk__json_next(a->json, n))
+        if (!lk__oai_choice(a, n, error)) return false;
+    if (lk__json_type_of(a->json, c.usage) != LK__JSON_OBJECT) {
+        bool finished = a->finish != LLMKIT_UNFINISHED;
+        if (a->only_text >= 0 && a->told == told + 1 && !finished)
+            lk__answer_learn(a, data, lk__json_raw(a->json, a->only_text));
+        return true;
+    }
     a->usage = lk__oai_usage(a->json, c.usage);
     llmkit_event e = { .type = LLMKIT_EV_USAGE, .usage = a->usage };
-    return a->emit(a->user, &e);
+    return lk__answer_emit(a, &e);
 }
 
 LK__PRIV const lk__codec *lk__codec_openai(void) {

@@ -28,7 +28,7 @@ LK__PRIV int64_t lk__retry_delay(const lk__retry_policy *p, uint32_t tries,
     return error->retry_after_ms * LK__NS_PER_MS;
 }
 
-/* ---- Retry-After ---------------------------------------------------------------------------- */
+/* ---- Retry-After ----------------------------------------------------------------------------- */
 
 /* Days since 1970 of a date in the Gregorian calendar (proleptic), months from 1. */
 LK__PRIV int64_t lk__days(int64_t year, int64_t month, int64_t day) {
@@ -42,12 +42,14 @@ LK__PRIV int64_t lk__days(int64_t year, int64_t month, int64_t day) {
 LK__PRIV bool lk__http_date(llmkit_str s, int64_t *out) {
     static const char months[] = "JanFebMarAprMayJunJulAugSepOctNovDec";
     uint64_t day, year, hour, minute, second;
-    if (s.len != 29 || !lk__str_ends(s, LK__STR(" GMT"))) return false;
+    if (s.len != 29 || s.ptr[3] != ',' || s.ptr[19] != ':' || s.ptr[22] != ':' ||
+        !lk__str_ends(s, LK__STR(" GMT")))
+        return false;
     if (!lk__parse_u64(lk__str(s.ptr + 5, 2), &day) ||
         !lk__parse_u64(lk__str(s.ptr + 12, 4), &year) ||
         !lk__parse_u64(lk__str(s.ptr + 17, 2), &hour) ||
         !lk__parse_u64(lk__str(s.ptr + 20, 2), &minute) ||
-        !lk__parse_u64(lk__str(s.ptr + 23, 2), &second))
+        !lk__parse_u64(lk__str(s.ptr + 23, 2), &second) || hour > 23 || minute > 59 || second > 60)
         return false;
     for (int m = 0; m < 12; m++) {
         if (memcmp(months + 3 * m, s.ptr + 8, 3) != 0) continue;
@@ -58,9 +60,11 @@ LK__PRIV bool lk__http_date(llmkit_str s, int64_t *out) {
     return false;
 }
 
-/* Milliseconds, or 0 where the value is unusable: then one's own backoff applies. */
+/* Milliseconds, or 0 where the value is unusable: then one's own backoff applies.  What is longer
+ * than can be counted stays longer than anybody waits. */
 LK__PRIV uint32_t lk__retry_ms(double ms) {
-    return ms > 0 && ms < 4e9 ? (uint32_t)(ms < 1 ? 1 : ms) : 0;
+    if (!(ms > 0)) return 0;
+    return ms < UINT32_MAX ? (uint32_t)(ms < 1 ? 1 : ms) : UINT32_MAX;
 }
 
 LK__PRIV uint32_t lk__retry_after(const lk__head *head, int64_t wall_s) {
@@ -70,11 +74,12 @@ LK__PRIV uint32_t lk__retry_after(const lk__head *head, int64_t wall_s) {
     llmkit_str after = lk__head_get(head, LK__STR("retry-after"));
     if (ms.len && lk__parse_f64(ms, &value) && lk__retry_ms(value)) return lk__retry_ms(value);
     if (after.len && lk__parse_f64(after, &value)) return lk__retry_ms(value * 1000);
-    if (after.len && lk__http_date(after, &date)) return lk__retry_ms((double)(date - wall_s) * 1e3);
+    if (after.len && lk__http_date(after, &date))
+        return lk__retry_ms((double)(date - wall_s) * 1000);
     return 0;
 }
 
-/* ---- statuses ------------------------------------------------------------------------------- */
+/* ---- statuses -------------------------------------------------------------------------------- */
 
 LK__PRIV llmkit_err lk__status_code(int status) {
     switch (status) {
@@ -95,7 +100,12 @@ LK__PRIV llmkit_str lk__request_id(const lk__head *head) {
 
 LK__PRIV void lk__retry_read_head(llmkit_error *error, const lk__head *head, int64_t wall_s) {
     int status = head->status;
-    lk__fail(error, lk__status_code(status), "HTTP status %d", status);
+    llmkit_str location = lk__head_get(head, LK__STR("location"));
+    if (status >= 300 && status < 400 && location.len)
+        lk__fail(error, LLMKIT_E_REQUEST, "HTTP status %d: redirects are not followed; base_url "
+                 "should lead to %.*s", status, LK__ARG(location));
+    else
+        lk__fail(error, lk__status_code(status), "HTTP status %d", status);
     error->http_status = head->status;
     error->retryable = status == 408 || status == 409 || status == 429 || status >= 500;
     llmkit_str should = lk__head_get(head, LK__STR("x-should-retry"));
@@ -103,14 +113,32 @@ LK__PRIV void lk__retry_read_head(llmkit_error *error, const lk__head *head, int
     if (lk__str_eq(should, LK__STR("false"))) error->retryable = false;
     error->retry_after_ms = lk__retry_after(head, wall_s);
     lk__str_copy(error->request_id, sizeof error->request_id, lk__request_id(head));
-    if (status >= 300 && status < 400)
-        lk__fail(error, LLMKIT_E_REQUEST, "HTTP status %d: redirects are not followed; base_url "
-                 "should be %.*s", status, LK__ARG(lk__head_get(head, LK__STR("location"))));
-    error->http_status = head->status;
 }
 
+/* OpenAI's types and codes, and what servers that speak its dialect took over from Anthropic. */
 LK__PRIV void lk__retry_read_type(llmkit_error *error) {
-    if (!lk__str_eq(lk__str_z(error->type), LK__STR("insufficient_quota"))) return;
-    error->code = LLMKIT_E_QUOTA;
-    error->retryable = false;
+    static const struct {
+        const char *type;
+        llmkit_err  code;
+    } table[] = {
+        { "insufficient_quota", LLMKIT_E_QUOTA },
+        { "invalid_request_error", LLMKIT_E_REQUEST },
+        { "context_length_exceeded", LLMKIT_E_REQUEST },
+        { "model_not_found", LLMKIT_E_REQUEST },
+        { "not_found_error", LLMKIT_E_REQUEST },
+        { "invalid_api_key", LLMKIT_E_AUTH },
+        { "authentication_error", LLMKIT_E_AUTH },
+        { "permission_error", LLMKIT_E_AUTH },
+        { "rate_limit_exceeded", LLMKIT_E_LIMITED },
+        { "rate_limit_error", LLMKIT_E_LIMITED },
+        { "overloaded_error", LLMKIT_E_OVERLOADED },
+    };
+    llmkit_str type = lk__str_z(error->type);
+    for (size_t i = 0; i < LK__COUNT(table); i++) {
+        if (!lk__str_eq(type, lk__str_z(table[i].type))) continue;
+        bool quota = table[i].code == LLMKIT_E_QUOTA;
+        if (error->http_status && !quota) return; /* the status has said so itself */
+        error->code = table[i].code;
+        error->retryable = lk__err_retryable(error->code);
+    }
 }

@@ -1,8 +1,8 @@
-/* llm/stream.c -- the two blocking ways to call: whole replies, and streams one event at a time */
+/* llm/stream.c -- the two blocking ways to call: whole replies, streams one event at a time */
 
 #include "llm/client.h"
 
-/* ---- whole -------------------------------------------------------------------------------------- */
+/* ---- whole ----------------------------------------------------------------------------------- */
 
 /* Lays the strings of a reply out in one block, each terminated. */
 typedef struct lk__packer {
@@ -40,6 +40,13 @@ LK__PRIV void lk__pack_reply(lk__packer *p, llmkit_reply *to, const llmkit_reply
     }
 }
 
+LK__PRIV void lk__reply_clear(llmkit_reply *reply) {
+    memset(reply, 0, sizeof *reply);
+    reply->usage = (llmkit_usage){ -1, -1, -1, -1 };
+    reply->text = reply->refusal = reply->model = reply->provider = reply->request_id =
+        reply->finish_text = reply->raw = LK__STR("");
+}
+
 /* What _memory points to: the allocator that made it, then tool calls and strings. */
 typedef struct lk__reply_memory {
     llmkit_env env;
@@ -55,11 +62,12 @@ LK__PRIV llmkit_err lk__reply_copy(llmkit_reply *to, const llmkit_reply *from,
     size_t size = sizeof(lk__reply_memory) + calls_bytes + count.bytes;
     lk__reply_memory *memory = lk__alloc(env, size);
     if (!memory) {
-        memset(to, 0, sizeof *to);
+        lk__reply_clear(to);
         to->usage = from->usage;
-        to->text = to->refusal = to->model = to->provider = to->request_id = to->finish_text =
-            to->raw = LK__STR("");
-        return lk__fail(&to->error, LLMKIT_E_NOMEM, "no memory for the reply");
+        to->attempts = from->attempts;
+        to->error = from->error;
+        if (!to->error.code) lk__fail(&to->error, LLMKIT_E_NOMEM, "no memory for the reply");
+        return to->error.code;
     }
     memory->env = *env;
     memory->size = size;
@@ -97,10 +105,7 @@ LLMKIT_API llmkit_err llmkit_complete(llmkit_client *client, const llmkit_reques
     llmkit_env env = client->env; /* a callback may destroy the client meanwhile */
     lk__whole w = { .env = &env, .reply = reply };
     llmkit_loop *loop = client->loop;
-    memset(reply, 0, sizeof *reply);
-    reply->usage = (llmkit_usage){ -1, -1, -1, -1 };
-    reply->text = reply->refusal = reply->model = reply->provider = reply->request_id =
-        reply->finish_text = reply->raw = LK__STR("");
+    lk__reply_clear(reply);
     if (lk__loop_inside(loop))
         return lk__fail(&reply->error, LLMKIT_E_BUSY,
                         "llmkit_complete cannot wait inside a callback: use llmkit_submit_whole");
@@ -110,19 +115,21 @@ LLMKIT_API llmkit_err llmkit_complete(llmkit_client *client, const llmkit_reques
     return reply->error.code;
 }
 
-/* ---- streams ------------------------------------------------------------------------------------ */
+/* ---- streams --------------------------------------------------------------------------------- */
 
 enum { LK__STREAM_AHEAD = 262144 }; /* bytes of events that wait for the reader; then TCP does */
 
-/* Events wait in one buffer, each as its struct followed by its strings; views are offsets into the
- * buffer until the event is handed out. */
+/* Events wait in a buffer, each as its struct followed by its strings; views are offsets into the
+ * buffer until the event is handed out.  The reader has a buffer of its own, which takes the place
+ * of the other one when all of it is read: so views stay whatever else runs on the loop. */
 struct llmkit_stream {
     llmkit_env     env;
     llmkit_client *client;
     llmkit_loop   *loop;
     llmkit_call    call;  /* 0 once it has ended */
-    lk__buf        queue;
-    size_t         read;  /* bytes of queue that were handed out */
+    lk__buf        queue; /* what comes */
+    lk__buf        front; /* what is handed out, */
+    size_t         read;  /* up to here */
     bool           paused;
     bool           cut;   /* there was no memory for an event: error is to be the last one, */
     bool           told;  /* and has been */
@@ -159,13 +166,13 @@ LK__PRIV void lk__stream_push(lk__buf *q, const llmkit_event *event) {
 }
 
 LK__PRIV void lk__stream_pop(llmkit_stream *s, llmkit_event *event) {
-    memcpy(event, s->queue.ptr + s->read, sizeof *event);
+    memcpy(event, s->front.ptr + s->read, sizeof *event);
     llmkit_str *const views[] = { &event->text, &event->provider, &event->model,
                                   &event->request_id, &event->finish_text, &event->tool.id,
                                   &event->tool.name, &event->tool.arguments };
-    for (size_t i = 0; i < LK__COUNT(views); i++) lk__stream_place(&s->queue, views[i]);
+    for (size_t i = 0; i < LK__COUNT(views); i++) lk__stream_place(&s->front, views[i]);
     const char *end = event->tool.arguments.ptr + event->tool.arguments.len + 1;
-    s->read = (size_t)(end - s->queue.ptr);
+    s->read = (size_t)(end - s->front.ptr);
     if (event->error) event->error = &s->error;
 }
 
@@ -181,7 +188,7 @@ LK__PRIV void lk__stream_on_event(void *user, const llmkit_event *event) {
     }
     if (last) {
         s->call.id = 0;
-    } else if (s->queue.len - s->read > LK__STREAM_AHEAD && !s->paused) {
+    } else if (s->queue.len > LK__STREAM_AHEAD && !s->paused) {
         s->paused = true;
         llmkit_pause(s->client, s->call);
     }
@@ -200,6 +207,7 @@ LLMKIT_API llmkit_stream *llmkit_stream_open(llmkit_client *client, const llmkit
     s->client = client;
     s->loop = client->loop;
     lk__buf_init(&s->queue, &s->env, 0);
+    lk__buf_init(&s->front, &s->env, 0);
     if (llmkit_submit(client, request, lk__stream_on_event, s, &s->call, error)) {
         lk__free(&client->env, s, sizeof *s);
         return NULL;
@@ -208,19 +216,22 @@ LLMKIT_API llmkit_stream *llmkit_stream_open(llmkit_client *client, const llmkit
 }
 
 LK__PRIV void lk__stream_refill(llmkit_stream *s) {
-    s->queue.len = s->read = 0; /* what was handed out ends here */
-    if (s->paused) {
+    if (s->paused && s->call.id) {
         s->paused = false;
         llmkit_resume(s->client, s->call);
     }
     /* Inside a callback of the same loop waiting would be for ever. */
     while (s->queue.len == 0 && s->call.id && !s->cut && !lk__loop_inside(s->loop))
         llmkit_loop_poll(s->loop, -1);
+    lk__buf handed = s->front;
+    s->front = s->queue;
+    s->queue = handed;
+    s->queue.len = s->read = 0; /* what was handed out ends here */
 }
 
 LLMKIT_API bool llmkit_stream_next(llmkit_stream *s, llmkit_event *event) {
-    if (s->read == s->queue.len) lk__stream_refill(s);
-    if (s->read < s->queue.len) {
+    if (s->read == s->front.len) lk__stream_refill(s);
+    if (s->read < s->front.len) {
         lk__stream_pop(s, event);
         return true;
     }
@@ -239,5 +250,6 @@ LLMKIT_API void llmkit_stream_close(llmkit_stream *s) {
     if (c) lk__call_cancel_now(c);
     llmkit_env env = s->env;
     lk__buf_free(&s->queue);
+    lk__buf_free(&s->front);
     lk__free(&env, s, sizeof *s);
 }

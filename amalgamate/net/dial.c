@@ -3,6 +3,7 @@
 #include "net/dial.h"
 
 #define LK__DIAL_STAGGER_NS (250 * LK__NS_PER_MS) /* RFC 8305 section 5, Connection Attempt Delay */
+#define LK__DIAL_FULL_NS    (10 * LK__NS_PER_MS)  /* see lk__dial_try */
 
 typedef struct lk__racer {
     lk__io    io;
@@ -43,6 +44,7 @@ LK__PRIV void lk__dial_finish(lk__dial *d, int fd) {
     void (*fn)(void *user, int fd, const llmkit_error *error) = d->fn;
     void *user = d->user;
     llmkit_error error = d->error;
+    LK__ASSERT(fd >= 0 || error.code);
     lk__dial_stop(d);
     fn(user, fd, fd < 0 ? &error : NULL);
 }
@@ -64,15 +66,24 @@ LK__PRIV void lk__dial_failed(lk__dial *d, const lk__addr *addr, int os_errno) {
 
 LK__PRIV void lk__dial_go_on(lk__dial *d);
 
-/* Writable: connected, or failed. */
+/* errno of a connection attempt: 0, it is connected; EINPROGRESS, neither that nor failed. */
+LK__PRIV int lk__dial_outcome(int fd) {
+    int failure = 0;
+    socklen_t len = sizeof failure;
+    lk__addr peer = { .len = sizeof peer.at };
+    if (getsockopt(fd, SOL_SOCKET, SO_ERROR, &failure, &len)) return errno;
+    if (failure) return failure;
+    if (getpeername(fd, &peer.at.any, &peer.len) == 0) return 0;
+    return errno == ENOTCONN ? EINPROGRESS : errno;
+}
+
+/* Writable, or called without need. */
 LK__PRIV void lk__dial_on_io(lk__io *io, unsigned ready) {
     (void)ready;
     lk__racer *racer = LK__CONTAINER(io, lk__racer, io);
     lk__dial *d = racer->dial;
-    int failure = 0;
-    socklen_t len = sizeof failure;
-    if (getsockopt(io->fd, SOL_SOCKET, SO_ERROR, &failure, &len)) failure = errno;
-    if (failure == EINPROGRESS || failure == EALREADY) return;
+    int failure = lk__dial_outcome(io->fd);
+    if (failure == EINPROGRESS) return;
     if (failure) {
         lk__dial_failed(d, &d->addrs.addr[racer - d->racers], failure);
         lk__dial_drop(racer);
@@ -86,38 +97,47 @@ LK__PRIV void lk__dial_on_io(lk__io *io, unsigned ready) {
     lk__dial_finish(d, fd);
 }
 
-/* True: an attempt is under way, or has won at once, in which case *won is its descriptor. */
-LK__PRIV bool lk__dial_try(lk__dial *d, uint32_t i, int *won) {
+/* True: an attempt is under way, or has won at once, in which case *won is its descriptor.  A Unix
+ * socket does not queue where its backlog is full but answers EAGAIN (Linux connect(2)): then *full
+ * is set, and the attempt is to be made again a little later. */
+LK__PRIV bool lk__dial_try(lk__dial *d, uint32_t i, int *won, bool *full) {
     const lk__addr *addr = &d->addrs.addr[i];
     const lk__sys *sys = lk__loop_sys(d->loop);
     int fd = lk__socket_open(d->loop, addr->at.any.sa_family);
-    bool connected = fd >= 0 && sys->connect(fd, &addr->at.any, addr->len) == 0;
-    if (connected) {
+    int failure = fd < 0 || sys->connect(fd, &addr->at.any, addr->len) ? errno : 0;
+    if (fd >= 0 && failure == 0) {
         *won = fd;
         return true;
     }
-    if (fd >= 0 && errno == EINPROGRESS &&
-        !lk__io_start(d->loop, &d->racers[i].io, fd, LLMKIT_WRITE, lk__dial_on_io)) {
-        d->racing++;
-        return true;
+    if (fd >= 0 && failure == EINPROGRESS) {
+        if (!lk__io_start(d->loop, &d->racers[i].io, fd, LLMKIT_WRITE, lk__dial_on_io)) {
+            d->racing++;
+            return true;
+        }
+        failure = ENOMEM; /* all that a poller needs */
+        d->racers[i].io.fd = -1;
     }
-    lk__dial_failed(d, addr, errno);
+    *full = fd >= 0 && failure == EAGAIN && addr->at.any.sa_family == AF_UNIX;
+    lk__dial_failed(d, addr, failure);
     if (fd >= 0) sys->close(fd);
-    d->racers[i].io.fd = -1;
     return false;
 }
 
-/* Starts the next attempt, or ends the dial where none is left.  The stagger timer goes on. */
+/* Starts the next attempt, or ends the dial where none is left.  The stagger timer goes on; where
+ * there is no memory for it, the attempts follow one another without a pause. */
 LK__PRIV void lk__dial_go_on(lk__dial *d) {
     int won = -1;
-    while (d->next < d->addrs.num)
-        if (lk__dial_try(d, d->next++, &won)) break;
-    if (won >= 0 || d->racing == 0) {
-        lk__dial_finish(d, won);
-        return;
+    while (d->next < d->addrs.num && won < 0) {
+        bool full = false;
+        bool racing = lk__dial_try(d, d->next, &won, &full);
+        int64_t pause = full ? LK__DIAL_FULL_NS : LK__DIAL_STAGGER_NS;
+        if (!full) d->next++;
+        if (!racing && !full) continue;
+        if (won >= 0 || d->next == d->addrs.num) break;
+        if (!lk__timer_set(d->loop, &d->stagger, lk__loop_now(d->loop) + pause)) return;
+        if (full) break;
     }
-    if (d->next < d->addrs.num)
-        lk__timer_set(d->loop, &d->stagger, lk__loop_now(d->loop) + LK__DIAL_STAGGER_NS);
+    if (won >= 0 || d->racing == 0) lk__dial_finish(d, won);
 }
 
 LK__PRIV void lk__dial_on_stagger(lk__timer *timer) {

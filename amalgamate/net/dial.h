@@ -3,8 +3,8 @@
 
 #include "net/dns.h"
 
-/* Addresses are tried in their order, the next one after 250 ms or as soon as one fails, the earlier
- * ones still hoping (RFC 8305 section 5).  One dial, on the heap while it runs. */
+/* Addresses are tried in their order, the next one after 250 ms or as soon as one fails, while the
+ * earlier ones go on (RFC 8305 section 5).  One dial, on the heap while it runs. */
 typedef struct lk__dial lk__dial;
 
 /* fn is called once, from the loop, unless the dial is stopped: with a connected non-blocking

@@ -4,39 +4,38 @@
 #include "net/loop_parts.h"
 
 enum {
-    LK__MAX_HOST = 255,       /* RFC 1035 section 3.1, and more than any address with its scope */
-    LK__MAX_RESOLVING = 8,    /* threads at once for each loop; further names wait */
-    LK__RESOLVER_STACK = 512 * 1024 /* glibc takes 64 KB of it and more, musl would give 128 KB */
+    LK__MAX_HOST = 255,   /* RFC 1035 section 3.1, and more than any address with its scope */
+    LK__MAX_RESOLVING = 8 /* threads at once for each loop; further names wait */
 };
 
 /* getaddrinfo cannot be interrupted: it may go on for half a minute after its lookup was cancelled
  * and its loop destroyed.  So what its thread touches belongs to neither, and comes from the
  * default allocator, since the caller's may be gone as well. */
 typedef struct lk__resolver {
-    lk__annex  annex;   /* in the loop */
-    lk__post   post;    /* tells the loop of answers */
-    lk__queue  arrived; /* answers that the loop's thread has taken */
-    llmkit_env env;     /* all defaults */
+    lk__annex annex;   /* in the loop */
+    lk__post post;     /* tells the loop of answers */
+    lk__queue arrived; /* answers that the loop's thread has taken */
+    llmkit_env env;    /* all defaults */
 
-    lk__mutex    mutex; /* guards the rest, and lookup in all jobs that wait or run */
-    llmkit_loop *loop;  /* NULL: destroyed */
-    lk__queue    waiting, answered;
-    uint32_t     threads;
-    uint32_t     refs; /* of the loop and of each thread */
-    bool         sent; /* post is on its way */
+    lk__mutex mutex;   /* guards the rest, and lookup in all jobs that wait or run */
+    llmkit_loop *loop; /* NULL: destroyed */
+    lk__queue waiting, answered;
+    uint32_t threads;
+    uint32_t refs; /* of the loop and of each thread */
+    bool sent;     /* post is on its way */
 } lk__resolver;
 
 typedef struct lk__lookup_job {
-    lk__task      task;
+    lk__task task;
     lk__resolver *resolver;
-    lk__lookup   *lookup; /* NULL: cancelled */
-    int         (*getaddrinfo)(const char *node, const char *service, const struct addrinfo *hints,
-                               struct addrinfo **list);
-    void        (*freeaddrinfo)(struct addrinfo *list);
-    lk__addrs     addrs;
-    int           code, os_errno; /* of getaddrinfo */
-    uint16_t      port;
-    char          host[LK__MAX_HOST + 1];
+    lk__lookup *lookup; /* NULL: cancelled */
+    int (*getaddrinfo)(const char *node, const char *service, const struct addrinfo *hints,
+                       struct addrinfo **list);
+    void (*freeaddrinfo)(struct addrinfo *list);
+    lk__addrs addrs;
+    int code, os_errno; /* of getaddrinfo */
+    uint16_t port;
+    char host[LK__MAX_HOST + 1];
 } lk__lookup_job;
 
 /* Addresses. */
@@ -61,8 +60,8 @@ LK__PRIV bool lk__addr_parse_scoped(lk__addr *addr, const char *text, uint16_t p
 }
 
 LK__PRIV bool lk__addr_parse(lk__addr *addr, llmkit_str text, uint16_t port) {
-    char                copy[LK__MAX_HOST + 1];
-    struct sockaddr_in  v4 = { .sin_family = AF_INET };
+    char copy[LK__MAX_HOST + 1];
+    struct sockaddr_in v4 = { .sin_family = AF_INET };
     struct sockaddr_in6 v6 = { .sin6_family = AF_INET6 };
     if (text.len > LK__MAX_HOST || lk__str_find(text, '\0') < text.len) return false;
     lk__str_copy(copy, sizeof(copy), text);
@@ -88,7 +87,7 @@ LK__PRIV const struct addrinfo *lk__addrs_seek(const struct addrinfo *ai, int fa
 
 /* An /etc/hosts with several lines for a name makes glibc repeat itself. */
 LK__PRIV void lk__addrs_add(lk__addrs *out, const struct addrinfo *ai, uint16_t port) {
-    bool      v6 = ai->ai_family == AF_INET6;
+    bool v6 = ai->ai_family == AF_INET6;
     lk__addr *addr = &out->addr[out->num];
     lk__addr_set(addr, ai->ai_addr, v6 ? sizeof(addr->at.v6) : sizeof(addr->at.v4), port);
     for (uint32_t i = 0; i < out->num; i++)
@@ -100,7 +99,7 @@ LK__PRIV void lk__addrs_add(lk__addrs *out, const struct addrinfo *ai, uint16_t 
  * the order of the list (which getaddrinfo has sorted by RFC 6724). */
 LK__PRIV void lk__addrs_fill(lk__addrs *out, const struct addrinfo *list, uint16_t port) {
     const struct addrinfo *first = lk__addrs_seek(list, AF_UNSPEC, false);
-    int                    family = first ? first->ai_family : AF_UNSPEC;
+    int family = first ? first->ai_family : AF_UNSPEC;
     const struct addrinfo *next[2] = { first, lk__addrs_seek(first, family, false) };
     out->num = 0;
     for (unsigned turn = 0; out->num < LK__MAX_ADDRS && (next[0] || next[1]); turn ^= 1) {
@@ -164,7 +163,7 @@ LK__PRIV void lk__job_explain(const lk__lookup_job *job, llmkit_error *error) {
 
 LK__PRIV void lk__job_deliver(lk__task *task) {
     lk__lookup_job *job = LK__CONTAINER(task, lk__lookup_job, task);
-    lk__lookup     *lookup = job->lookup;
+    lk__lookup *lookup = job->lookup;
     if (lookup) {
         llmkit_error error;
         lookup->job = NULL;
@@ -205,7 +204,7 @@ LK__PRIV void lk__resolver_close(lk__annex *annex) {
 LK__PRIV lk__resolver *lk__resolver_of(llmkit_loop *loop) {
     lk__annex **annex = lk__loop_annex(loop);
     if (*annex) return LK__CONTAINER(*annex, lk__resolver, annex);
-    llmkit_env    env = lk__env_fill(NULL);
+    llmkit_env env = lk__env_fill(NULL);
     lk__resolver *r = lk__alloc(&env, sizeof(*r));
     if (!r) return NULL;
     r->env = env;
@@ -249,32 +248,16 @@ LK__PRIV void *lk__resolver_work(void *arg) {
     return NULL;
 }
 
-/* Detached, and blind to signals: those are for the program's own threads. */
-LK__PRIV int lk__resolver_spawn(lk__resolver *r) {
-    pthread_attr_t attr;
-    pthread_t      thread;
-    sigset_t       all, before;
-    int            rc = pthread_attr_init(&attr);
-    if (rc != 0) return rc;
-    pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
-    pthread_attr_setstacksize(&attr, LK__RESOLVER_STACK);
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    rc = pthread_create(&thread, &attr, lk__resolver_work, r);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    pthread_attr_destroy(&attr);
-    return rc;
-}
-
 /* A thread ends when nothing waits, so all that are there are busy. */
-LK__PRIV llmkit_err lk__resolver_ask(lk__resolver *r, lk__lookup_job *job, llmkit_error *error) {
+LK__PRIV llmkit_err lk__resolver_ask(llmkit_loop *loop, lk__resolver *r, lk__lookup_job *job,
+                                     llmkit_error *error) {
     lk__lock(&r->mutex);
     lk__queue_add(&r->waiting, &job->task);
     bool spawn = r->threads < LK__MAX_RESOLVING;
     r->threads += spawn;
     r->refs += spawn;
     lk__unlock(&r->mutex);
-    int rc = spawn ? lk__resolver_spawn(r) : 0;
+    int rc = spawn ? lk__loop_sys(loop)->thread(lk__resolver_work, r) : 0;
     if (rc == 0) return LLMKIT_OK;
     lk__lock(&r->mutex);
     bool others = --r->threads > 0; /* they will come to it */
@@ -288,7 +271,9 @@ LK__PRIV llmkit_err lk__resolver_ask(lk__resolver *r, lk__lookup_job *job, llmki
 
 #else
 
-LK__PRIV llmkit_err lk__resolver_ask(lk__resolver *r, lk__lookup_job *job, llmkit_error *error) {
+LK__PRIV llmkit_err lk__resolver_ask(llmkit_loop *loop, lk__resolver *r, lk__lookup_job *job,
+                                     llmkit_error *error) {
+    (void)loop;
     (void)error;
     lk__job_resolve(job);
     lk__resolver_answer(r, job);
@@ -303,7 +288,7 @@ LK__PRIV llmkit_err lk__lookup_start(llmkit_loop *loop, lk__lookup *lookup, llmk
     if (host.len == 0 || host.len > LK__MAX_HOST || lk__str_find(host, '\0') < host.len)
         return lk__fail(error, LLMKIT_E_ARG, "\"%.*s\" is not a host name",
                         (int)(host.len > 64 ? 64 : host.len), host.ptr);
-    lk__resolver   *r = lk__resolver_of(loop);
+    lk__resolver *r = lk__resolver_of(loop);
     lk__lookup_job *job = r ? lk__alloc(&r->env, sizeof(*job)) : NULL;
     if (!job) return lk__fail(error, LLMKIT_E_NOMEM, "no memory to resolve %.*s", LK__ARG(host));
     job->task.fn = lk__job_deliver;
@@ -317,7 +302,7 @@ LK__PRIV llmkit_err lk__lookup_start(llmkit_loop *loop, lk__lookup *lookup, llmk
         job->addrs.num = 1;
         lk__resolver_answer(r, job);
     } else {
-        llmkit_err err = lk__resolver_ask(r, job, error);
+        llmkit_err err = lk__resolver_ask(loop, r, job, error);
         if (err) return err;
     }
     lookup->job = job; /* the answer comes in a turn of the loop, not before this */

@@ -1,10 +1,11 @@
-/* net/fetch.c -- origins, their connections, and the exchanges that wait for one or run on one */
+/* net/fetch.c -- origins, their connections, and exchanges that wait for one or run on one */
 
 #include "net/dial.h"
 #include "net/fetch.h"
 
-enum { LK__MAX_OPENING = 64 }; /* connections of a pool that are being set up at once, so that those
-                                  in use keep their pace: a TLS handshake costs 0.2 to 6 ms of CPU */
+/* Connections of a pool that are being set up at once: those in use should keep their pace, and a
+ * TLS handshake costs 0.2 to 6 ms of CPU. */
+enum { LK__MAX_OPENING = 64 };
 
 typedef enum lk__conn_state {
     LK__CONN_DIALLING,
@@ -27,6 +28,7 @@ typedef struct lk__conn {
     int64_t          born_ns, idle_ns;
     uint32_t         served;
     bool             heard; /* a byte of the present response has come */
+    bool             starved; /* there was no memory for the rest of the request */
     uint8_t          state;
 } lk__conn;
 
@@ -46,11 +48,12 @@ struct lk__origin {
     bool         tls;
     bool         proven;  /* a connection has been made, so that more can be made at once */
     bool         splits;  /* sends head and body apart: see quick_ack */
+    bool         resolved; /* addrs are from the last lookup, which was at resolved_ns */
     uint32_t     num, opening;
     uint32_t     warm;    /* connections asked for ahead of need */
     lk__conn    *conns, *idle, *idle_last;
     lk__fetch   *waiting, *waiting_last;
-    uint32_t     num_waiting;
+    uint32_t     num_waiting, num_untimed;
     lk__task     work;    /* opens connections where some are wanted */
     lk__lookup   lookup;
     lk__addrs    addrs;
@@ -66,6 +69,8 @@ struct lk__pool {
 };
 
 LK__PRIV bool lk__conn_serve_next(lk__conn *c);
+LK__PRIV void lk__conn_close(lk__conn *c);
+LK__PRIV void lk__fetch_fail(lk__fetch *f, const llmkit_error *error);
 
 LK__PRIV int64_t lk__origin_now(const lk__origin *o) {
     return lk__loop_now(o->pool->desc.loop);
@@ -75,13 +80,13 @@ LK__PRIV int64_t lk__deadline(int64_t now, int64_t after) { /* 0: none */
     return after ? now + after : LK__NEVER_NS;
 }
 
-/* Connections are opened from a task of its own, so that no failure is reported from inside
+/* Connections are opened from a task of their own, so that no failure is reported from inside
  * lk__fetch_start or in the middle of another's end. */
 LK__PRIV void lk__origin_wake(lk__origin *o) {
     if (o->num_waiting || o->warm) lk__defer(o->pool->desc.loop, &o->work);
 }
 
-/* ---- the list of fetches that wait ---------------------------------------------------------- */
+/* ---- the list of fetches that wait ----------------------------------------------------------- */
 
 LK__PRIV void lk__waiting_add(lk__origin *o, lk__fetch *f, bool front) {
     lk__fetch *after = front ? NULL : o->waiting_last;
@@ -99,10 +104,13 @@ LK__PRIV void lk__waiting_remove(lk__origin *o, lk__fetch *f) {
     f->next = f->prev = NULL;
     f->state = LK__FETCH_OFF;
     o->num_waiting--;
+    o->num_untimed -= f->untimed;
+    f->untimed = false;
 }
 
-/* ---- the life of a connection --------------------------------------------------------------- */
+/* ---- the life of a connection ---------------------------------------------------------------- */
 
+/* Without a timer to end it a connection is not kept. */
 LK__PRIV void lk__idle_add(lk__conn *c) {
     lk__origin *o = c->origin;
     c->idle_prev = NULL;
@@ -113,7 +121,7 @@ LK__PRIV void lk__idle_add(lk__conn *c) {
     c->idle_ns = lk__origin_now(o);
     o->pool->stats.idle++;
     int64_t until = lk__deadline(c->idle_ns, o->pool->desc.keep_alive_ns);
-    lk__timer_set(o->pool->desc.loop, &c->timer, until);
+    if (lk__timer_set(o->pool->desc.loop, &c->timer, until)) lk__conn_close(c);
 }
 
 /* The timer is left running: it looks at what the connection does when it fires. */
@@ -133,8 +141,16 @@ LK__PRIV void lk__conn_free(lk__conn *c) {
     lk__free(&o->pool->env, c, sizeof *c);
 }
 
+/* A dead connection goes; one that found no memory for its request fails it first. */
 LK__PRIV void lk__conn_on_reap(lk__task *task) {
-    lk__conn_free(LK__CONTAINER(task, lk__conn, reap));
+    lk__conn *c = LK__CONTAINER(task, lk__conn, reap);
+    if (c->state == LK__CONN_DEAD) {
+        lk__conn_free(c);
+    } else if (c->fetch && c->starved) {
+        llmkit_error error;
+        lk__fail(&error, LLMKIT_E_NOMEM, "no memory to send a request to %s", c->origin->name);
+        lk__fetch_fail(c->fetch, &error);
+    }
 }
 
 /* Set up or given up: the place among those under way is any origin's. */
@@ -161,11 +177,14 @@ LK__PRIV void lk__conn_close(lk__conn *c) {
     lk__origin_wake(o);
 }
 
-/* ---- the end of a fetch --------------------------------------------------------------------- */
+/* ---- the end of a fetch ---------------------------------------------------------------------- */
 
 LK__PRIV void lk__fetch_detach(lk__fetch *f) {
     lk__timer_stop(f->origin->pool->desc.loop, &f->timer);
-    if (f->conn) f->conn->fetch = NULL;
+    if (f->conn) {
+        f->conn->fetch = NULL;
+        lk__wire_resume(&f->conn->wire); /* the pause was the fetch's own */
+    }
     f->conn = NULL;
     f->state = LK__FETCH_OFF;
 }
@@ -178,11 +197,11 @@ LK__PRIV void lk__fetch_fail(lk__fetch *f, const llmkit_error *error) {
     f->on_done(f, error);
 }
 
-/* How long a fetch waits where no connection comes to be. */
+/* How long a fetch waits where no connection comes to be; 0: for ever. */
 LK__PRIV int64_t lk__origin_patience(const lk__origin *o) {
     const lk__pool_desc *desc = &o->pool->desc;
-    return desc->connect_ns && (desc->tls_ns || !o->tls)
-               ? desc->connect_ns + (o->tls ? desc->tls_ns : 0) : 0;
+    if (!o->tls || o->lookup.job || !desc->connect_ns) return desc->connect_ns;
+    return desc->tls_ns ? desc->connect_ns + desc->tls_ns : 0;
 }
 
 LK__PRIV void lk__fetch_timeout(lk__fetch *f, llmkit_deadline which, int64_t after_ns) {
@@ -210,9 +229,14 @@ LK__PRIV void lk__fetch_on_timer(lk__timer *timer) {
     if (f->state == LK__FETCH_WAITING) {
         /* Not while the origin works and is merely full: then the wait is a queue. */
         after = lk__origin_patience(o);
-        due = o->num > o->opening ? now + after : lk__deadline(f->asked_ns, after);
+        due = lk__deadline(o->num > o->opening ? now : f->asked_ns, after);
         which = LLMKIT_DEADLINE_CONNECT;
+        lk__origin_wake(o);
     } else if (f->state == LK__FETCH_SENT) {
+        /* A large request on a slow line is not sent yet; the server is silent only after. */
+        size_t unsent = lk__wire_unsent(&f->conn->wire);
+        if (unsent < f->unsent) f->sent_ns = now;
+        f->unsent = unsent;
         after = f->first_byte_ns;
         due = lk__deadline(f->sent_ns, after);
         which = LLMKIT_DEADLINE_FIRST_BYTE;
@@ -232,7 +256,8 @@ LK__PRIV void lk__fetch_finish(lk__fetch *f, bool reusable) {
     lk__origin *o = f->origin;
     lk__fetch_detach(f);
     int64_t now = lk__origin_now(o);
-    if (!reusable || lk__wire_unsent(&c->wire) > 0 || now - c->born_ns >= o->pool->desc.max_age_ns)
+    reusable = reusable && !c->wire.broken && lk__wire_unsent(&c->wire) == 0;
+    if (!reusable || now - c->born_ns >= o->pool->desc.max_age_ns)
         lk__conn_close(c);
     else if (!lk__conn_serve_next(c))
         lk__idle_add(c);
@@ -243,8 +268,10 @@ LK__PRIV void lk__fetch_wait(lk__fetch *f, bool front) {
     lk__origin *o = f->origin;
     f->asked_ns = lk__origin_now(o);
     lk__waiting_add(o, f, front);
-    lk__timer_set(o->pool->desc.loop, &f->timer,
-                  lk__deadline(f->asked_ns, lk__origin_patience(o)));
+    /* The first look is after connect_ns: a lookup may take no longer. */
+    f->untimed = lk__timer_set(o->pool->desc.loop, &f->timer,
+                               lk__deadline(f->asked_ns, o->pool->desc.connect_ns)) != LLMKIT_OK;
+    o->num_untimed += f->untimed;
     lk__origin_wake(o);
 }
 
@@ -259,14 +286,14 @@ LK__PRIV void lk__fetch_again(lk__fetch *f) {
     lk__fetch_wait(f, true);
 }
 
-/* ---- a connection at work ------------------------------------------------------------------- */
+/* ---- a connection at work -------------------------------------------------------------------- */
 
 LK__PRIV void lk__conn_assign(lk__conn *c, lk__fetch *f) {
     lk__pool *pool = c->origin->pool;
     int64_t now = lk__loop_now(pool->desc.loop);
     c->state = LK__CONN_BUSY;
     c->fetch = f;
-    c->heard = false;
+    c->heard = c->starved = false;
     c->http.no_body = f->head_only;
     c->wire.quick_ack = c->origin->splits;
     if (c->served++) pool->stats.reused++;
@@ -274,13 +301,14 @@ LK__PRIV void lk__conn_assign(lk__conn *c, lk__fetch *f) {
     f->state = LK__FETCH_SENT;
     f->sent_ns = now;
     f->first_ns = f->heard_ns = 0;
-    lk__timer_set(pool->desc.loop, &f->timer, lk__deadline(now, f->first_byte_ns));
     llmkit_str pieces[2] = { f->head, f->body };
-    if (lk__wire_write(&c->wire, pieces, 2)) {
-        /* No memory to keep what the socket did not take: end it as a dead connection ends. */
-        shutdown(c->wire.io.fd, SHUT_RDWR);
-    }
-    if (f->paused) lk__wire_pause(&c->wire);
+    c->starved = lk__timer_set(pool->desc.loop, &f->timer, lk__deadline(now, f->first_byte_ns)) ||
+                 lk__wire_write(&c->wire, pieces, 2);
+    f->unsent = lk__wire_unsent(&c->wire);
+    if (c->starved)
+        lk__defer(pool->desc.loop, &c->reap);
+    else if (f->paused)
+        lk__wire_pause(&c->wire);
 }
 
 /* Gives the connection to the first that waits; one that was sent before wants a new one. */
@@ -302,6 +330,10 @@ LK__PRIV void lk__conn_set_up(lk__conn *c) {
     lk__origin_wake(o);
 }
 
+LK__PRIV void lk__origin_fail(lk__origin *o, uint32_t victims, const llmkit_error *error) {
+    while (victims-- > 0 && o->waiting) lk__fetch_fail(o->waiting, error);
+}
+
 /* A connection could not be set up: the one that waits longest hears of it; all of them, where the
  * next attempt would end the same way. */
 LK__PRIV void lk__conn_failed(lk__conn *c, const llmkit_error *error) {
@@ -310,8 +342,8 @@ LK__PRIV void lk__conn_failed(lk__conn *c, const llmkit_error *error) {
                            ? o->num_waiting : 1;
     lk__conn_close(c);
     o->warm = 0;
-    o->resolved_ns = 0; /* the host may have moved */
-    while (victims-- > 0 && o->waiting) lk__fetch_fail(o->waiting, error);
+    o->resolved = false; /* the host may have moved */
+    lk__origin_fail(o, victims, error);
 }
 
 LK__PRIV void lk__conn_broken(lk__conn *c, const llmkit_error *why) {
@@ -401,7 +433,7 @@ LK__PRIV const lk__wire_ops *lk__conn_ops(void) {
     return &ops;
 }
 
-/* ---- setting up connections ----------------------------------------------------------------- */
+/* ---- setting up connections ------------------------------------------------------------------ */
 
 LK__PRIV void lk__conn_timed_out(lk__conn *c, llmkit_deadline which, int64_t after_ns) {
     llmkit_error error;
@@ -453,15 +485,17 @@ LK__PRIV bool lk__origin_open_one(lk__origin *o) {
     llmkit_loop *loop = pool->desc.loop;
     lk__conn *c = lk__alloc(&pool->env, sizeof *c);
     if (!c) return false;
-    c->dial = lk__dial_start(loop, &o->addrs, lk__conn_on_dialled, c);
-    if (!c->dial) {
-        lk__free(&pool->env, c, sizeof *c);
-        return false;
-    }
     c->origin = o;
     c->timer.fn = lk__conn_on_timer;
     c->reap.fn = lk__conn_on_reap;
     c->born_ns = lk__loop_now(loop);
+    int64_t due = lk__deadline(c->born_ns, pool->desc.connect_ns);
+    c->dial = lk__dial_start(loop, &o->addrs, lk__conn_on_dialled, c);
+    if (!c->dial || lk__timer_set(loop, &c->timer, due)) {
+        lk__dial_stop(c->dial);
+        lk__free(&pool->env, c, sizeof *c);
+        return false;
+    }
     lk__http_init(&c->http, &pool->env, false, LLMKIT_MAX_HEAD_BYTES);
     c->next = o->conns;
     if (c->next) c->next->prev = c;
@@ -470,7 +504,6 @@ LK__PRIV bool lk__origin_open_one(lk__origin *o) {
     o->opening++;
     pool->opening++;
     pool->stats.open++;
-    lk__timer_set(loop, &c->timer, lk__deadline(c->born_ns, pool->desc.connect_ns));
     return true;
 }
 
@@ -483,23 +516,40 @@ LK__PRIV uint32_t lk__origin_wants(const lk__origin *o) {
     return o->tls && !o->proven && wants > 1 ? 1 : wants;
 }
 
+/* Where others are there or under way, those that wait can go on waiting. */
 LK__PRIV void lk__origin_no_memory(lk__origin *o) {
     llmkit_error error;
     lk__fail(&error, LLMKIT_E_NOMEM, "no memory for a connection to %s", o->name);
-    if (o->waiting && o->opening == 0) lk__fetch_fail(o->waiting, &error);
+    o->warm = 0;
+    if (o->opening > 0 || !o->waiting || (o->num > 0 && !o->waiting->fresh)) return;
+    lk__origin_fail(o, 1, &error);
+    lk__origin_wake(o);
+}
+
+/* Those that would wait without a deadline. */
+LK__PRIV void lk__origin_fail_untimed(lk__origin *o) {
+    llmkit_error error;
+    while (o->num_untimed > 0) {
+        lk__fetch *f = o->waiting;
+        while (!f->untimed) f = f->next;
+        lk__fail(&error, LLMKIT_E_NOMEM, "no memory to wait for a connection to %s", o->name);
+        lk__fetch_fail(f, &error);
+    }
 }
 
 LK__PRIV void lk__origin_on_lookup(lk__lookup *lookup, const lk__addrs *addrs,
                                    const llmkit_error *error) {
     lk__origin *o = LK__CONTAINER(lookup, lk__origin, lookup);
-    if (addrs) {
-        o->addrs = *addrs;
+    if (!error) o->addrs = *addrs;
+    if (o->addrs.num > 0 && (!error || error->retryable)) { /* the old ones while DNS is down */
+        o->resolved = true;
         o->resolved_ns = lk__origin_now(o);
         lk__origin_wake(o);
         return;
     }
     o->warm = 0;
-    for (uint32_t n = o->num_waiting; n > 0 && o->waiting; n--) lk__fetch_fail(o->waiting, error);
+    o->addrs.num = 0;
+    lk__origin_fail(o, o->num_waiting, error);
 }
 
 /* True: the addresses are there and new enough.  Old ones are used when a new lookup fails to
@@ -508,18 +558,20 @@ LK__PRIV bool lk__origin_resolved(lk__origin *o) {
     int64_t now = lk__origin_now(o);
     if (o->unix_path) return true;
     if (o->lookup.job) return false;
-    if (o->resolved_ns && now - o->resolved_ns < o->pool->desc.dns_ns) return true;
+    if (o->resolved && now - o->resolved_ns < o->pool->desc.dns_ns) return true;
     llmkit_error error;
     if (!lk__lookup_start(o->pool->desc.loop, &o->lookup, lk__str_z(o->host), o->port, &error))
         return false;
     if (o->addrs.num > 0) return true;
-    if (o->waiting) lk__fetch_fail(o->waiting, &error);
+    o->warm = 0;
+    lk__origin_fail(o, o->num_waiting, &error);
     return false;
 }
 
 LK__PRIV void lk__origin_on_work(lk__task *task) {
     lk__origin *o = LK__CONTAINER(task, lk__origin, work);
     lk__pool *pool = o->pool;
+    lk__origin_fail_untimed(o);
     if (o->num - o->opening >= o->warm) o->warm = 0;
     while (o->opening < lk__origin_wants(o) && o->num < pool->desc.max_connections &&
            pool->opening < LK__MAX_OPENING && lk__origin_resolved(o)) {
@@ -531,7 +583,7 @@ LK__PRIV void lk__origin_on_work(lk__task *task) {
 }
 
 LK__PRIV void lk__origin_warm(lk__origin *o, uint32_t count) {
-    o->warm = count;
+    o->warm = count < o->pool->desc.max_connections ? count : o->pool->desc.max_connections;
     lk__origin_wake(o);
 }
 
@@ -539,7 +591,7 @@ LK__PRIV bool lk__origin_is_warming(const lk__origin *o) {
     return o->warm > 0;
 }
 
-/* ---- the fetch's own calls ------------------------------------------------------------------ */
+/* ---- the fetch's own calls ------------------------------------------------------------------- */
 
 LK__PRIV lk__conn *lk__origin_take_idle(lk__origin *o) {
     int64_t now = lk__origin_now(o);
@@ -556,9 +608,11 @@ LK__PRIV lk__conn *lk__origin_take_idle(lk__origin *o) {
 
 LK__PRIV void lk__fetch_start(lk__fetch *f) {
     f->timer.fn = lk__fetch_on_timer;
-    f->fresh = f->paused = false;
+    f->fresh = false;
     f->asked_ns = lk__origin_now(f->origin);
-    lk__conn *c = f->origin->num_waiting == 0 ? lk__origin_take_idle(f->origin) : NULL;
+    f->sent_ns = f->first_ns = f->heard_ns = 0;
+    /* While one is idle, only those wait that were sent again and want a new one. */
+    lk__conn *c = lk__origin_take_idle(f->origin);
     if (c)
         lk__conn_assign(c, f);
     else
@@ -589,7 +643,14 @@ LK__PRIV void lk__fetch_resume(lk__fetch *f) {
     if (f->conn) lk__wire_resume(&f->conn->wire);
 }
 
-/* ---- pool and origins ----------------------------------------------------------------------- */
+LK__PRIV void lk__fetch_set_idle(lk__fetch *f, int64_t idle_ns) {
+    llmkit_loop *loop = f->origin->pool->desc.loop;
+    f->idle_ns = idle_ns;
+    if (f->state == LK__FETCH_RECEIVING)
+        lk__timer_set(loop, &f->timer, lk__deadline(lk__loop_now(loop), idle_ns));
+}
+
+/* ---- pool and origins ------------------------------------------------------------------------ */
 
 LK__PRIV lk__pool *lk__pool_create(const lk__pool_desc *desc, llmkit_error *error) {
     lk__pool *pool = lk__alloc(desc->env, sizeof *pool);

@@ -33,9 +33,9 @@ LK__PRIV llmkit_str lk__origin_name(const lk__origin *origin); /* as in the Host
 LK__PRIV void lk__origin_warm(lk__origin *origin, uint32_t count);
 LK__PRIV bool lk__origin_is_warming(const lk__origin *origin);
 
-/* One exchange, embedded in its owner.  The owner fills the first block and keeps all it points to
- * until done.  No callback comes from inside lk__fetch_start; any may call lk__fetch_stop, and
- * free the fetch after it. */
+/* One exchange, embedded in its owner.  Zero is none.  The owner fills the first block and keeps
+ * what it points to until done.  No callback comes from inside lk__fetch_start; any may call
+ * lk__fetch_stop, and free the fetch after it. */
 struct lk__fetch {
     lk__origin *origin;
     llmkit_str  head, body; /* of the request, ready for the wire */
@@ -51,12 +51,18 @@ struct lk__fetch {
     lk__fetch       *next, *prev; /* among those that wait for a connection */
     lk__timer        timer;
     int64_t          asked_ns, sent_ns, first_ns, heard_ns;
+    size_t           unsent; /* of the request, when the timer looked last */
     uint8_t          state;
-    bool             fresh; /* sent again, on a connection of its own */
-    bool             paused;
+    bool             fresh;   /* sent again, on a connection of its own */
+    bool             untimed; /* there was no memory to set the timer: it fails soon */
+    bool             paused;  /* for further exchanges too, until resumed */
 };
 
 LK__PRIV void lk__fetch_start(lk__fetch *f);
-LK__PRIV void lk__fetch_stop(lk__fetch *f); /* no callback comes after; safe when it is not running */
+LK__PRIV void lk__fetch_stop(lk__fetch *f); /* no callback comes after; safe when it is over */
+/* Stops reading; what has been read already still comes, so that a paused fetch may even end.  Its
+ * deadlines stand still.  Safe when it is not running. */
 LK__PRIV void lk__fetch_pause(lk__fetch *f);
 LK__PRIV void lk__fetch_resume(lk__fetch *f);
+/* Changes idle_ns of a running fetch: from now on. */
+LK__PRIV void lk__fetch_set_idle(lk__fetch *f, int64_t idle_ns);

@@ -6,13 +6,6 @@
  * responses, which come from the server that we chose, LF without CR ends a line too (2.2), since
  * there are model servers that write it. */
 
-enum {
-    LK__HTTP_MAX_BLANK = 8,         /* CR and LF before a head (2.2) */
-    LK__HTTP_MAX_INTERIM = 16,      /* 1xx responses before the final one */
-    LK__HTTP_MAX_CHUNK_LINE = 1024, /* a chunk's size with its extensions, which we skip (7.1.1) */
-    LK__HTTP_KEEP_BYTES = 2048      /* of a partial head's memory, for the next one */
-};
-
 /* Where in a message the next byte stands. */
 enum {
     LK__HTTP_AT_HEAD,
@@ -35,7 +28,7 @@ enum {
 /* What a head's fields say about the connection, until the last of them is read. */
 typedef struct lk__http_facts {
     uint32_t hosts, codings;
-    bool     close, keep_alive;
+    bool close, keep_alive;
 } lk__http_facts;
 
 LK__PRIV lk__http_event lk__http_fail(lk__http *h, llmkit_err error, const char *reason) {
@@ -51,13 +44,13 @@ LK__PRIV bool lk__http_refuse(lk__http *h, const char *reason) {
     return false;
 }
 
-LK__PRIV bool lk__http_is_token_char(char c) { /* RFC 9110 5.6.2; a table since names are long */
-    static const bool table[256] = {
-        [' '] = 0, 1, 0, 1, 1, 1, 1, 1, 0, 0, 1, 1, 0, 1, 1, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0,
-        0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 1, 1,
-        1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 1, 0, 1, 0,
-    };
-    return table[(uint8_t)c];
+LK__PRIV bool lk__http_is_token_char(char c) { /* RFC 9110 5.6.2; 32 of ASCII in each row */
+    static const char table[] = "................................"
+                                ".x.xxxxx..xx.xx.xxxxxxxxxx......"
+                                ".xxxxxxxxxxxxxxxxxxxxxxxxxx...xx"
+                                "xxxxxxxxxxxxxxxxxxxxxxxxxxx.x.x.";
+    uint8_t u = (uint8_t)c;
+    return u < 128 && table[u] == 'x';
 }
 
 LK__PRIV size_t lk__http_token_len(llmkit_str s) {
@@ -77,7 +70,7 @@ LK__PRIV bool lk__http_is_target(llmkit_str s) { /* visible ASCII: what a URI is
  * is smaller; those that had it set already are let through. */
 LK__PRIV bool lk__http_is_plain8(const char *p) {
     const uint64_t ones = UINT64_MAX / 255;
-    uint64_t       w;
+    uint64_t w;
     memcpy(&w, p, 8);
     uint64_t del = w ^ ones * 0x7f;
     uint64_t low = (w - ones * 0x20) & ~w;
@@ -120,7 +113,7 @@ LK__PRIV llmkit_str lk__head_get(const lk__head *head, llmkit_str name) {
     return lk__str(NULL, 0);
 }
 
-/* ---- Heads ---- */
+/* ---- Heads ----------------------------------------------------------------------------------- */
 
 /* Takes a line off the front of a whole head, which always ends in one. */
 LK__PRIV bool lk__http_line(lk__http *h, llmkit_str *text, llmkit_str *line) {
@@ -142,7 +135,7 @@ LK__PRIV bool lk__http_parse_request_line(lk__http *h, llmkit_str line, lk__head
     if (method == 0 || method == line.len || line.ptr[method] != ' ')
         return lk__http_refuse(h, "the request line has no valid method");
     llmkit_str rest = lk__str_from(line, method + 1);
-    size_t     target = lk__str_find(rest, ' ');
+    size_t target = lk__str_find(rest, ' ');
     head->method = lk__str(line.ptr, method);
     head->target = lk__str(rest.ptr, target);
     if (!lk__http_is_target(head->target))
@@ -158,7 +151,7 @@ LK__PRIV bool lk__http_parse_request_line(lk__http *h, llmkit_str line, lk__head
 /* "HTTP/1.1 200 OK" (4); servers are known to leave out the reason and the blank before it. */
 LK__PRIV bool lk__http_parse_status_line(lk__http *h, llmkit_str line, lk__head *head) {
     static const char shape[] = "HTTP/1.# ###";
-    unsigned          status = 0;
+    unsigned status = 0;
     for (size_t i = 0; i < 12; i++) {
         char c = i < line.len ? line.ptr[i] : '\0';
         bool digit = c >= '0' && c <= '9';
@@ -178,7 +171,7 @@ LK__PRIV bool lk__http_parse_status_line(lk__http *h, llmkit_str line, lk__head 
 
 LK__PRIV void lk__http_note_connection(lk__http_facts *facts, llmkit_str list) {
     while (list.len > 0) {
-        size_t     n = lk__str_find(list, ',');
+        size_t n = lk__str_find(list, ',');
         llmkit_str option = lk__str_trim(lk__str(list.ptr, n));
         if (lk__str_ieq(option, LK__STR("close"))) facts->close = true;
         if (lk__str_ieq(option, LK__STR("keep-alive"))) facts->keep_alive = true;
@@ -190,14 +183,14 @@ LK__PRIV bool lk__http_note_length(lk__http *h, lk__head *head, llmkit_str value
     uint64_t length = 0;
     if (!lk__parse_u64(value, &length))
         return lk__http_refuse(h, "Content-Length is not a number of 64 bits");
-    if (head->has_length && head->length != length)
-        return lk__http_refuse(h, "two Content-Length fields differ");
+    if (head->has_length && (h->request || head->length != length))
+        return lk__http_refuse(h, "Content-Length is given twice"); /* 6.3; RFC 9110 8.6 */
     head->has_length = true;
     head->length = length;
     return true;
 }
 
-/* The five fields that rule framing and the connection. */
+/* The five fields that rule framing and the connection.  Lengths first: most fields are others. */
 LK__PRIV bool lk__http_note(lk__http *h, lk__head *head, lk__http_facts *facts,
                             const lk__field *field) {
     llmkit_str name = field->name, value = field->value;
@@ -210,7 +203,8 @@ LK__PRIV bool lk__http_note(lk__http *h, lk__head *head, lk__http_facts *facts,
     } else if (name.len == 14 && lk__str_ieq(name, LK__STR("Content-Length"))) {
         return lk__http_note_length(h, head, value);
     } else if (name.len == 17 && lk__str_ieq(name, LK__STR("Transfer-Encoding"))) {
-        if (facts->codings++ > 0 || !lk__str_ieq(value, LK__STR("chunked")))
+        h->unknown_coding = facts->codings++ > 0 || !lk__str_ieq(value, LK__STR("chunked"));
+        if (h->unknown_coding)
             return lk__http_refuse(h, "a Transfer-Encoding other than chunked is not understood");
         head->chunked = true;
     }
@@ -243,11 +237,10 @@ LK__PRIV bool lk__http_frame(lk__http *h, lk__head *head, const lk__http_facts *
     bool close = facts->close || (head->minor == 0 && !facts->keep_alive);
     if (h->request && (facts->hosts > 1 || (facts->hosts == 0 && head->minor > 0)))
         return lk__http_refuse(h, "the request has not exactly one Host field"); /* 3.2 */
-    if (head->chunked && (head->has_length || head->minor == 0)) { /* 6.1 */
+    if (head->chunked && (head->has_length || head->minor == 0)) {               /* 6.1 */
         if (h->request && head->has_length)
             return lk__http_refuse(h, "there are both Content-Length and Transfer-Encoding");
-        if (h->request)
-            return lk__http_refuse(h, "a request in HTTP/1.0 has a Transfer-Encoding");
+        if (h->request) return lk__http_refuse(h, "a request in HTTP/1.0 has a Transfer-Encoding");
         head->has_length = false; /* the coding wins, and the connection is not used again */
         head->length = 0;
         close = true;
@@ -271,7 +264,7 @@ LK__PRIV bool lk__http_frame(lk__http *h, lk__head *head, const lk__http_facts *
 
 LK__PRIV bool lk__http_parse_head(lk__http *h, llmkit_str text, lk__head *head) {
     lk__http_facts facts = { 0 };
-    llmkit_str     line;
+    llmkit_str line;
     head->method = head->target = head->reason = LK__STR("");
     head->status = 0;
     head->chunked = head->has_length = head->expect_continue = false;
@@ -308,14 +301,16 @@ LK__PRIV bool lk__http_gather(lk__http *h, llmkit_str *in) {
     lk__buf *b = &h->partial;
     while (in->len > 0) {
         const char *lf = memchr(in->ptr, '\n', in->len);
-        size_t      n = lf ? (size_t)(lf + 1 - in->ptr) : in->len;
-        size_t      room = h->max_head - b->len;
+        size_t n = lf ? (size_t)(lf + 1 - in->ptr) : in->len;
+        size_t room = h->max_head - b->len;
         lk__buf_add(b, in->ptr, n < room ? n : room);
-        if (b->failed) lk__http_fail(h, b->failed, "there is no memory for a head");
-        else if (n > room) lk__http_fail(h, LLMKIT_E_TOO_BIG, "the head is too long");
+        if (b->failed)
+            lk__http_fail(h, b->failed, "there is no memory for a head");
+        else if (n > room)
+            lk__http_fail(h, LLMKIT_E_TOO_BIG, "the head is too long");
         if (h->error) return false;
         *in = lk__str_from(*in, n);
-        if (lf && b->len > 1 && b->ptr[b->len - 2] == '\n') return true;
+        if (lf && b->ptr[b->len - 2] == '\n') return true; /* no head begins with LF */
         if (lf && b->len > 2 && memcmp(b->ptr + b->len - 3, "\n\r", 2) == 0) return true;
     }
     return false;
@@ -338,8 +333,7 @@ LK__PRIV bool lk__http_is_plausible(lk__http *h, llmkit_str text) {
     if (h->request)
         return lk__http_is_token_char(text.ptr[0]) || lk__http_refuse(h, "this is no HTTP request");
     size_t n = text.len < 7 ? text.len : 7;
-    return memcmp(text.ptr, "HTTP/1.", n) == 0 ||
-           lk__http_refuse(h, "this is no HTTP/1 response");
+    return memcmp(text.ptr, "HTTP/1.", n) == 0 || lk__http_refuse(h, "this is no HTTP/1 response");
 }
 
 LK__PRIV bool lk__http_skip_blank(lk__http *h, llmkit_str *in) {
@@ -358,7 +352,7 @@ LK__PRIV lk__http_event lk__http_find_head(lk__http *h, llmkit_str *in, llmkit_s
         if (!lk__http_skip_blank(h, in)) return LK__HTTP_ERROR;
         if (in->len == 0) return LK__HTTP_MORE;
         if (!lk__http_is_plausible(h, *in)) return LK__HTTP_ERROR;
-        bool   folded = false;
+        bool folded = false;
         size_t most = in->len < h->max_head ? in->len : h->max_head;
         size_t n = lk__http_head_len(in->ptr, most, &folded);
         if (n > 0 && !(folded && !h->request)) {
@@ -367,7 +361,7 @@ LK__PRIV lk__http_event lk__http_find_head(lk__http *h, llmkit_str *in, llmkit_s
             return LK__HTTP_HEAD;
         }
     }
-    bool       whole = lk__http_gather(h, in);
+    bool whole = lk__http_gather(h, in);
     llmkit_str partial = lk__buf_view(&h->partial);
     if (partial.len > 0 && !lk__http_is_plausible(h, partial)) return LK__HTTP_ERROR;
     if (h->error) return LK__HTTP_ERROR;
@@ -380,7 +374,7 @@ LK__PRIV lk__http_event lk__http_find_head(lk__http *h, llmkit_str *in, llmkit_s
 /* The next head that is not of a 1xx response (RFC 9110 15.2). */
 LK__PRIV lk__http_event lk__http_feed_head(lk__http *h, llmkit_str *in, lk__head *head) {
     for (;;) {
-        llmkit_str     text;
+        llmkit_str text;
         lk__http_event event = lk__http_find_head(h, in, &text);
         if (event != LK__HTTP_HEAD) return event;
         if (!lk__http_parse_head(h, text, head)) return LK__HTTP_ERROR;
@@ -397,7 +391,7 @@ LK__PRIV lk__http_event lk__http_feed_head(lk__http *h, llmkit_str *in, lk__head
     }
 }
 
-/* ---- Bodies ---- */
+/* ---- Bodies ---------------------------------------------------------------------------------- */
 
 LK__PRIV int lk__http_hex(char c) {
     if (c >= '0' && c <= '9') return c - '0';
@@ -476,8 +470,7 @@ LK__PRIV bool lk__http_framing_byte(lk__http *h, char c) {
         h->state = LK__HTTP_AT_DATA_LF;
         return true;
     }
-    if (c == '\n')
-        return lk__http_framing_lf(h, h->state == LK__HTTP_AT_DATA_LF, LK__HTTP_AT_SIZE);
+    if (c == '\n') return lk__http_framing_lf(h, h->state == LK__HTTP_AT_DATA_LF, LK__HTTP_AT_SIZE);
     return lk__http_refuse(h, "a chunk is not followed by CRLF");
 }
 
@@ -505,14 +498,12 @@ LK__PRIV lk__http_event lk__http_feed(lk__http *h, llmkit_str *in, lk__head *hea
         switch (h->state) {
         case LK__HTTP_AT_LENGTH:
             return h->left ? lk__http_take(h, in, body, true) : lk__http_finish(h);
-        case LK__HTTP_AT_CLOSE:
-            return lk__http_take(h, in, body, false);
+        case LK__HTTP_AT_CLOSE: return lk__http_take(h, in, body, false);
         case LK__HTTP_AT_DATA:
             if (h->left) return lk__http_take(h, in, body, true);
             h->state = LK__HTTP_AT_DATA_CR;
             break;
-        case LK__HTTP_AT_ERROR:
-            return LK__HTTP_ERROR;
+        case LK__HTTP_AT_ERROR: return LK__HTTP_ERROR;
         default:
             if (in->len == 0) return LK__HTTP_MORE;
             if (!lk__http_framing_byte(h, in->ptr[0])) return LK__HTTP_ERROR;
@@ -526,17 +517,15 @@ LK__PRIV lk__http_event lk__http_eof(lk__http *h) {
     case LK__HTTP_AT_HEAD:
         if (h->partial.len == 0 && h->interim == 0) return LK__HTTP_MORE;
         return lk__http_fail(h, LLMKIT_E_TRUNCATED, "the connection closed inside a head");
-    case LK__HTTP_AT_CLOSE:
-        return lk__http_finish(h);
-    case LK__HTTP_AT_ERROR:
-        return LK__HTTP_ERROR;
+    case LK__HTTP_AT_CLOSE: return lk__http_finish(h);
+    case LK__HTTP_AT_ERROR: return LK__HTTP_ERROR;
     default:
         if (h->state == LK__HTTP_AT_LENGTH && h->left == 0) return lk__http_finish(h);
         return lk__http_fail(h, LLMKIT_E_TRUNCATED, "the connection closed inside a body");
     }
 }
 
-/* ---- Writing ---- */
+/* ---- Writing --------------------------------------------------------------------------------- */
 
 LK__PRIV void lk__http_request_line(lk__buf *out, llmkit_str method, llmkit_str target) {
     if (method.len == 0 || lk__http_token_len(method) != method.len ||
@@ -553,7 +542,7 @@ LK__PRIV void lk__http_request_line(lk__buf *out, llmkit_str method, llmkit_str 
 /* RFC 9110 15, and 429 and 431 of RFC 6585.  Nobody reads it but people. */
 LK__PRIV const char *lk__http_reason(int status) {
     static const struct {
-        int         status;
+        int status;
         const char *reason;
     } table[] = {
         { 100, "Continue" },
@@ -626,7 +615,7 @@ LK__PRIV void lk__http_field_u64(lk__buf *out, llmkit_str name, uint64_t value) 
 }
 
 LK__PRIV void lk__http_chunk(lk__buf *out, llmkit_str piece) {
-    char   size[18];
+    char size[18];
     size_t at = sizeof(size);
     size[--at] = '\n';
     size[--at] = '\r';

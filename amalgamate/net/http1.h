@@ -23,6 +23,13 @@ typedef struct lk__head {
 
 LK__PRIV llmkit_str lk__head_get(const lk__head *head, llmkit_str name); /* {NULL, 0}: not there */
 
+enum {
+    LK__HTTP_MAX_BLANK = 8,         /* CR and LF before a head (RFC 9112 2.2) */
+    LK__HTTP_MAX_INTERIM = 16,      /* 1xx responses before the final one */
+    LK__HTTP_MAX_CHUNK_LINE = 1024, /* a chunk's size with its extensions, which we skip (7.1.1) */
+    LK__HTTP_KEEP_BYTES = 2048      /* of a partial head's memory, for the next one */
+};
+
 typedef enum lk__http_event {
     LK__HTTP_MORE, /* all of the input is consumed */
     LK__HTTP_HEAD, /* a head is complete */
@@ -49,6 +56,7 @@ typedef struct lk__http {
     uint8_t    interim;   /* 1xx responses skipped since the last message */
     lk__buf    partial;   /* a head that has arrived in part */
     llmkit_err error;     /* E_PROTOCOL, E_TOO_BIG, E_NOMEM or E_TRUNCATED */
+    bool       unknown_coding; /* with E_PROTOCOL: a Transfer-Encoding other than chunked */
     const char *reason;   /* in words, a literal */
 } lk__http;
 
@@ -61,6 +69,9 @@ LK__PRIV lk__http_event lk__http_feed(lk__http *h, llmkit_str *in, lk__head *hea
 /* The peer closed the connection: END for a body that ends so, MORE between two messages, else
  * ERROR with E_TRUNCATED. */
 LK__PRIV lk__http_event lk__http_eof(lk__http *h);
+
+LK__PRIV bool lk__http_is_token_char(char c);     /* RFC 9110 5.6.2 */
+LK__PRIV bool lk__http_has_control(llmkit_str s); /* other than HTAB: no value may (5.5) */
 
 /* Writing.  Nothing a caller passes can split a message.  A method that is no token, or a target
  * that is empty or holds more than visible ASCII, adds nothing and makes out->failed E_ARG, as does

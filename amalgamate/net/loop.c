@@ -1,8 +1,11 @@
-/* net/loop.c -- the event loop: turns, readiness, timers, deferred tasks, posts from any thread */
+/* net/loop.c -- the event loop: turns, readiness, timers, deferred tasks, posts from threads */
 
 #include "net/loop_parts.h"
 
-enum { LK__SPARE_CALLS = 256 }; /* 18 KB at most */
+enum {
+    LK__SPARE_ERRANDS = 256, /* 18 KB at most */
+    LK__SCRATCH_BYTES = LLMKIT_READ_BYTES + LK__RECORD_BYTES
+};
 
 #if LLMKIT_WITH_THREADS
 _Static_assert(ATOMIC_INT_LOCK_FREE == 2, "llmkit_loop_stop is called by signal handlers");
@@ -10,33 +13,35 @@ _Static_assert(ATOMIC_INT_LOCK_FREE == 2, "llmkit_loop_stop is called by signal 
 
 /* What llmkit_loop_post has allocated. */
 typedef struct lk__errand {
-    lk__post     post;
-    lk__timer    timer; /* fn is set if it is delayed */
+    lk__post post;
+    lk__timer timer; /* fn is set if it is delayed */
     llmkit_loop *loop;
-    void       (*fn)(void *user);
-    void        *user;
+    void (*fn)(void *user);
+    void *user;
 } lk__errand;
 
 struct llmkit_loop {
-    llmkit_env     env;
+    llmkit_env env;
     const lk__sys *sys;
-    void         (*watch)(void *user, int fd, unsigned events); /* set: we are a guest */
-    void          *watch_user;
-    lk__poller     poller;
-    lk__timers     timers;
-    lk__queue      ready, tasks;
-    int64_t        now_ns;
-    int            calls;  /* made in this turn */
-    bool           firing; /* timers are being called */
-    bool           doomed; /* destroyed inside a callback: it goes when the turn is over */
-    uint32_t       holds;
-    lk__errand      *spare;  /* called, and kept for the next post from inside */
-    uint32_t       num_spare;
-    lk__rand       rand;
-    uint8_t       *scratch;
-    lk__annex     *annex;
-    lk__io         wake; /* readable when another thread wants to be heard */
-    int            wake_fd; /* where it says so */
+    void (*watch)(void *user, int fd, unsigned events); /* set: we are a guest */
+    void *watch_user;
+    lk__poller poller;
+    lk__timers timers;
+    lk__queue ready, tasks;
+    int64_t now_ns;
+    int calls;   /* made in this turn */
+    bool firing; /* timers are being called */
+    bool doomed; /* destroyed inside a callback: it goes when the turn is over */
+    uint32_t holds;
+    lk__post *spare; /* errands done, kept for the next post from inside */
+    uint32_t num_spare;
+    lk__rand rand;
+    uint8_t *scratch;
+    lk__annex *annex;
+    lk__io wake;     /* readable when another thread wants to be heard */
+    int wake_fd;     /* where it says so */
+    lk__post *inbox; /* taken from posts, the first one first */
+    lk__post *batch; /* taken from the inbox, and still to be called */
 
     lk__atomic_ptr owner; /* address of the errno of the thread that is inside a turn */
     lk__atomic_ptr posts; /* of lk__post, the latest first */
@@ -177,20 +182,22 @@ LK__PRIV void lk__loop_fire(llmkit_loop *loop) {
 LK__PRIV void lk__loop_wake(llmkit_loop *loop) {
     const uint64_t one = 1;
     int os_errno = errno;
-    while (write(loop->wake_fd, &one, sizeof(one)) < 0 && errno == EINTR) {}
+    while (write(loop->wake_fd, &one, sizeof(one)) < 0 && errno == EINTR) {
+    }
     errno = os_errno;
 }
 
 LK__PRIV void lk__loop_woken(lk__io *io, unsigned ready) {
     char bytes[256];
     (void)ready;
-    while (read(io->fd, bytes, sizeof(bytes)) == (ssize_t)sizeof(bytes)) {}
+    while (read(io->fd, bytes, sizeof(bytes)) == (ssize_t)sizeof(bytes)) {
+    }
     LK__CONTAINER(io, llmkit_loop, wake)->calls--; /* this one is nobody's callback */
 }
 
 LK__PRIV void lk__post_send(llmkit_loop *loop, lk__post *post) {
     /* The loop looks at the list before it waits: from inside there is nobody to wake. */
-    bool  inside = lk__loop_inside(loop);
+    bool inside = lk__loop_inside(loop);
     void *head = lk__load_relaxed(&loop->posts);
     do {
         post->next = head;
@@ -198,63 +205,76 @@ LK__PRIV void lk__post_send(llmkit_loop *loop, lk__post *post) {
     if (!head && !inside) lk__loop_wake(loop);
 }
 
-/* Takes all posts, the first one first. */
-LK__PRIV lk__post *lk__posts_take(llmkit_loop *loop) {
-    lk__post *first = NULL;
-    if (!lk__load_relaxed(&loop->posts)) return NULL;
+/* Moves what was sent to the end of the inbox. */
+LK__PRIV void lk__posts_take(llmkit_loop *loop) {
+    lk__post *first = NULL, **end = &loop->inbox;
+    if (!lk__load_relaxed(&loop->posts)) return;
     for (lk__post *post = lk__exchange_ptr(&loop->posts, NULL), *next; post; post = next) {
         next = post->next;
         post->next = first;
         first = post;
     }
-    return first;
+    while (*end) end = &(*end)->next; /* empty but after a lk__post_cancel */
+    *end = first;
+}
+
+LK__PRIV bool lk__posts_wait(const llmkit_loop *loop) {
+    return loop->inbox || lk__load_relaxed(&loop->posts);
+}
+
+LK__PRIV bool lk__posts_unlink(lk__post **at, const lk__post *post) {
+    while (*at && *at != post) at = &(*at)->next;
+    if (!*at) return false;
+    *at = post->next;
+    return true;
 }
 
 LK__PRIV void lk__post_cancel(llmkit_loop *loop, lk__post *post) {
-    for (lk__post *other = lk__posts_take(loop), *next; other; other = next) {
-        next = other->next;
-        if (other != post) lk__post_send(loop, other);
-    }
+    lk__posts_take(loop);
+    if (!lk__posts_unlink(&loop->batch, post)) (void)lk__posts_unlink(&loop->inbox, post);
 }
 
 LK__PRIV void lk__posts_run(llmkit_loop *loop) {
-    for (lk__post *post = lk__posts_take(loop), *next; post; post = next) {
-        next = post->next;
+    lk__posts_take(loop);
+    loop->batch = loop->inbox;
+    loop->inbox = NULL;
+    for (lk__post *post; (post = loop->batch) != NULL;) {
+        loop->batch = post->next;
         loop->calls++;
         post->fn(post);
     }
 }
 
-LK__PRIV void lk__errand_run(lk__errand *call) {
-    llmkit_loop *loop = call->loop;
-    void (*fn)(void *user) = call->fn;
-    void *user = call->user;
-    if (loop->num_spare < LK__SPARE_CALLS) {
-        call->post.next = loop->spare ? &loop->spare->post : NULL;
-        loop->spare = call;
+LK__PRIV void lk__errand_run(lk__errand *errand) {
+    llmkit_loop *loop = errand->loop;
+    void (*fn)(void *user) = errand->fn;
+    void *user = errand->user;
+    if (loop->num_spare < LK__SPARE_ERRANDS) {
+        errand->post.next = loop->spare;
+        loop->spare = &errand->post;
         loop->num_spare++;
     } else {
-        lk__free(&loop->env, call, sizeof(*call));
+        lk__free(&loop->env, errand, sizeof(*errand));
     }
     fn(user);
 }
 
 LK__PRIV void lk__errand_due(lk__timer *timer) {
-    lk__errand *call = LK__CONTAINER(timer, lk__errand, timer);
-    lk__loop_unhold(call->loop);
-    lk__errand_run(call);
+    lk__errand *errand = LK__CONTAINER(timer, lk__errand, timer);
+    lk__loop_unhold(errand->loop);
+    lk__errand_run(errand);
 }
 
 LK__PRIV void lk__errand_arrived(lk__post *post) {
-    lk__errand    *call = LK__CONTAINER(post, lk__errand, post);
-    llmkit_loop *loop = call->loop;
-    if (!call->timer.fn) {
-        lk__errand_run(call);
+    lk__errand *errand = LK__CONTAINER(post, lk__errand, post);
+    llmkit_loop *loop = errand->loop;
+    if (!errand->timer.fn) {
+        lk__errand_run(errand);
         return;
     }
     loop->calls--; /* it is only put aside */
     /* Its sender was told that all is well, so without memory it is tried again each turn. */
-    if (lk__timer_set(loop, &call->timer, call->timer.due_ns))
+    if (lk__timer_set(loop, &errand->timer, errand->timer.due_ns))
         lk__post_send(loop, post);
     else
         lk__loop_hold(loop);
@@ -262,34 +282,35 @@ LK__PRIV void lk__errand_arrived(lk__post *post) {
 
 LK__PRIV lk__errand *lk__errand_take(llmkit_loop *loop) {
     if (!lk__loop_inside(loop) || !loop->spare) return lk__alloc(&loop->env, sizeof(lk__errand));
-    lk__errand *call = loop->spare;
-    loop->spare = call->post.next ? LK__CONTAINER(call->post.next, lk__errand, post) : NULL;
+    lk__errand *errand = LK__CONTAINER(loop->spare, lk__errand, post);
+    loop->spare = errand->post.next;
     loop->num_spare--;
-    *call = (lk__errand){ 0 };
-    return call;
+    *errand = (lk__errand){ 0 };
+    return errand;
 }
 
-LLMKIT_API llmkit_err llmkit_loop_post(llmkit_loop *loop, uint32_t delay_ms,
-                                       void (*fn)(void *user), void *user) {
+LLMKIT_API llmkit_err llmkit_loop_post(llmkit_loop *loop, uint32_t delay_ms, void (*fn)(void *user),
+                                       void *user) {
     if (!loop || !fn) return LLMKIT_E_ARG;
-    lk__errand *call = lk__errand_take(loop);
-    if (!call) return LLMKIT_E_NOMEM;
-    call->post.fn = lk__errand_arrived;
-    call->loop = loop;
-    call->fn = fn;
-    call->user = user;
+    lk__errand *errand = lk__errand_take(loop);
+    if (!errand) return LLMKIT_E_NOMEM;
+    errand->post.fn = lk__errand_arrived;
+    errand->loop = loop;
+    errand->fn = fn;
+    errand->user = user;
     if (delay_ms > 0) {
-        call->timer.fn = lk__errand_due;
-        call->timer.due_ns = lk__now(&loop->env) + delay_ms * LK__NS_PER_MS;
+        errand->timer.fn = lk__errand_due;
+        errand->timer.due_ns = lk__now(&loop->env) + delay_ms * LK__NS_PER_MS;
     }
-    lk__post_send(loop, &call->post);
+    lk__post_send(loop, &errand->post);
     return LLMKIT_OK;
 }
 
-/* A post that is not a call lies in somebody else's memory. */
+/* A post that is not an errand lies in somebody else's memory. */
 LK__PRIV void lk__posts_drop(llmkit_loop *loop) {
-    for (lk__post *post = lk__posts_take(loop), *next; post; post = next) {
-        next = post->next;
+    lk__posts_take(loop);
+    for (lk__post *post; (post = loop->inbox) != NULL;) {
+        loop->inbox = post->next;
         if (post->fn == lk__errand_arrived)
             lk__free(&loop->env, LK__CONTAINER(post, lk__errand, post), sizeof(lk__errand));
     }
@@ -298,9 +319,9 @@ LK__PRIV void lk__posts_drop(llmkit_loop *loop) {
         if (timer->fn == lk__errand_due)
             lk__free(&loop->env, LK__CONTAINER(timer, lk__errand, timer), sizeof(lk__errand));
     }
-    for (lk__errand *call; (call = loop->spare) != NULL;) {
-        loop->spare = call->post.next ? LK__CONTAINER(call->post.next, lk__errand, post) : NULL;
-        lk__free(&loop->env, call, sizeof(*call));
+    for (lk__post *post; (post = loop->spare) != NULL;) {
+        loop->spare = post->next;
+        lk__free(&loop->env, LK__CONTAINER(post, lk__errand, post), sizeof(lk__errand));
     }
 }
 
@@ -320,7 +341,7 @@ LK__PRIV void lk__loop_unhold(llmkit_loop *loop) {
 }
 
 LLMKIT_API int64_t llmkit_loop_wait_ns(llmkit_loop *loop) {
-    if (loop->ready.first || loop->tasks.first || lk__load_relaxed(&loop->posts)) return 0;
+    if (loop->ready.first || loop->tasks.first || lk__posts_wait(loop)) return 0;
     const lk__timer *timer = lk__timers_first(&loop->timers);
     if (!timer || timer->due_ns == LK__NEVER_NS) return -1;
     int64_t now_ns = lk__now(&loop->env);
@@ -362,7 +383,7 @@ LLMKIT_API llmkit_err llmkit_loop_run(llmkit_loop *loop) {
     if (loop->watch) return LLMKIT_E_ARG; /* only its host can wait */
     llmkit_err err = LLMKIT_OK;
     while (!err && lk__exchange_u32(&loop->stop, 0) == 0) {
-        if (loop->holds == 0 && !loop->tasks.first && !lk__load_relaxed(&loop->posts)) break;
+        if (loop->holds == 0 && !loop->tasks.first && !lk__posts_wait(loop)) break;
         err = lk__loop_turn(loop, -1);
         if (!loop->doomed) continue;
         llmkit_loop_destroy(loop);
@@ -408,9 +429,9 @@ LLMKIT_API llmkit_loop *llmkit_loop_create(const llmkit_loop_desc *desc, llmkit_
     static const llmkit_loop_desc none = { 0 };
     if (!desc) desc = &none;
     if (lk__check_guards(error, desc->_guard0, desc->_guard1, "llmkit_loop_desc")) return NULL;
-    llmkit_env   env = lk__env_fill(&desc->env);
+    llmkit_env env = lk__env_fill(&desc->env);
     llmkit_loop *loop = lk__alloc(&env, sizeof(*loop));
-    uint8_t     *scratch = lk__alloc(&env, LLMKIT_READ_BYTES);
+    uint8_t *scratch = lk__alloc(&env, LK__SCRATCH_BYTES);
     if (!loop || !scratch) {
         lk__fail(error, LLMKIT_E_NOMEM, "no memory for a loop");
         goto fail;
@@ -429,7 +450,7 @@ LLMKIT_API llmkit_loop *llmkit_loop_create(const llmkit_loop_desc *desc, llmkit_
     if (!lk__wake_open(loop, error)) return loop;
     lk__loop_close_poller(loop);
 fail:
-    lk__free(&env, scratch, LLMKIT_READ_BYTES);
+    lk__free(&env, scratch, LK__SCRATCH_BYTES);
     lk__free(&env, loop, sizeof(*loop));
     return NULL;
 }
@@ -447,7 +468,7 @@ LLMKIT_API void llmkit_loop_destroy(llmkit_loop *loop) {
     lk__wake_close(loop);
     lk__loop_close_poller(loop);
     lk__timers_free(&loop->timers);
-    lk__free(&loop->env, loop->scratch, LLMKIT_READ_BYTES);
+    lk__free(&loop->env, loop->scratch, LK__SCRATCH_BYTES);
     llmkit_env env = loop->env;
     lk__free(&env, loop, sizeof(*loop));
 }

@@ -16,6 +16,7 @@ typedef struct lk__sys {
     int (*getaddrinfo)(const char *node, const char *service, const struct addrinfo *hints,
                        struct addrinfo **list);
     void (*freeaddrinfo)(struct addrinfo *list);
+    int (*thread)(void *(*fn)(void *arg), void *arg); /* detached, signals blocked; 0 or errno */
 } lk__sys;
 
 LK__PRIV const lk__sys *lk__sys_default(void);
@@ -75,7 +76,8 @@ typedef struct lk__post {
 } lk__post;
 
 LK__PRIV void lk__post_send(llmkit_loop *loop, lk__post *post);
-/* On the loop's thread, while no other sends it: fn will not be called. */
+/* On the loop's thread, and while no other sends it: fn will not be called.  For endings, since it
+ * looks through all that waits. */
 LK__PRIV void lk__post_cancel(llmkit_loop *loop, lk__post *post);
 
 /* llmkit_loop_run goes on while anything that holds the loop is alive.  Timers, ios and idle
@@ -90,8 +92,9 @@ LK__PRIV const llmkit_env *lk__loop_env(const llmkit_loop *loop);
 LK__PRIV const lk__sys *lk__loop_sys(const llmkit_loop *loop);
 LK__PRIV void lk__loop_set_sys(llmkit_loop *loop, const lk__sys *sys); /* for tests */
 LK__PRIV lk__rand *lk__loop_rand(llmkit_loop *loop);
-/* LLMKIT_READ_BYTES for the callback that is running.  Loops do not nest, so nobody else writes
- * there until it returns. */
+/* LLMKIT_READ_BYTES for the callback that is running, and behind them LK__RECORD_BYTES for what it
+ * decrypts.  Loops do not nest, so nobody else writes there until it returns. */
+enum { LK__RECORD_BYTES = 16384 }; /* of plain text in one TLS record (RFC 5246 6.2.1) */
 LK__PRIV uint8_t *lk__loop_scratch(llmkit_loop *loop);
 /* What the resolver keeps with the loop: a slot, NULL at first; llmkit_loop_destroy calls close. */
 typedef struct lk__annex {

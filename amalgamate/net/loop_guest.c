@@ -9,7 +9,7 @@ LK__PRIV bool lk__guest_grow(lk__poller *p, uint32_t fd) {
     uint32_t cap = p->cap ? p->cap : 64;
     while (cap <= fd) cap *= 2; /* fd is at most INT_MAX */
     size_t size = sizeof(*p->ios);
-    void  *ios = lk__resize(p->env, p->ios, p->cap * size, lk__mul(cap, size));
+    void *ios = lk__resize(p->env, p->ios, p->cap * size, lk__mul(cap, size));
     if (!ios) return false;
     p->ios = ios;
     for (uint32_t i = p->cap; i < cap; i++) p->ios[i] = NULL;

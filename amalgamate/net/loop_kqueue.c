@@ -26,7 +26,10 @@ LK__PRIV int lk__kqueue_filter(lk__poller *p, lk__io *io, short filter, bool on)
 }
 
 LK__PRIV llmkit_err lk__poller_set(lk__poller *p, lk__io *io, unsigned events) {
-    static const struct { unsigned event; short filter; } filters[] = {
+    static const struct {
+        unsigned event;
+        short filter;
+    } filters[] = {
         { LLMKIT_READ, EVFILT_READ },
         { LLMKIT_WRITE, EVFILT_WRITE },
     };
@@ -42,7 +45,7 @@ LK__PRIV llmkit_err lk__poller_set(lk__poller *p, lk__io *io, unsigned events) {
 }
 
 LK__PRIV llmkit_err lk__poller_wait(lk__poller *p, int64_t wait_ns) {
-    struct kevent   e[LK__KQUEUE_BATCH];
+    struct kevent e[LK__KQUEUE_BATCH];
     struct timespec wait = { 0 };
     if (wait_ns > 0) {
         wait.tv_sec = (time_t)(wait_ns / LK__NS_PER_S);

@@ -17,9 +17,9 @@ LK__PRIV void lk__poller_close(lk__poller *p) {
 
 /* Both arrays are made anew, so that nothing has changed where there is memory for one of them. */
 LK__PRIV bool lk__poller_grow(lk__poller *p) {
-    uint32_t       cap = p->cap ? 2 * p->cap : 64;
+    uint32_t cap = p->cap ? 2 * p->cap : 64;
     struct pollfd *polls = lk__alloc(p->env, lk__mul(cap, sizeof(*polls)));
-    lk__io       **ios = lk__alloc(p->env, lk__mul(cap, sizeof(*ios)));
+    lk__io **ios = lk__alloc(p->env, lk__mul(cap, sizeof(*ios)));
     if (cap < p->cap || !polls || !ios) {
         lk__free(p->env, polls, lk__mul(cap, sizeof(*polls)));
         lk__free(p->env, ios, lk__mul(cap, sizeof(*ios)));

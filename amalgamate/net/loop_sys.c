@@ -8,6 +8,9 @@
 #define LK__SEND_FLAGS 0
 #endif
 
+/* For getaddrinfo: glibc takes 64 KB of stack and more, and musl's default is 128 KB. */
+enum { LK__THREAD_STACK = 512 * 1024 };
+
 /* accept4, pipe2 and SOCK_NONBLOCK would say this at once, but are hidden without _GNU_SOURCE or
  * absent in places; two more calls for each new connection do not show. */
 LK__PRIV int lk__sys_prepare(int fd) {
@@ -67,6 +70,35 @@ LK__PRIV int lk__sys_close(int fd) {
     return close(fd);
 }
 
+#if LLMKIT_WITH_THREADS
+
+/* Signals are for the program's own threads. */
+LK__PRIV int lk__sys_thread(void *(*fn)(void *arg), void *arg) {
+    pthread_attr_t attr;
+    pthread_t thread;
+    sigset_t all, before;
+    int rc = pthread_attr_init(&attr);
+    if (rc != 0) return rc;
+    pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
+    pthread_attr_setstacksize(&attr, LK__THREAD_STACK);
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    rc = pthread_create(&thread, &attr, fn, arg);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    pthread_attr_destroy(&attr);
+    return rc;
+}
+
+#else
+
+LK__PRIV int lk__sys_thread(void *(*fn)(void *arg), void *arg) {
+    (void)fn;
+    (void)arg;
+    return ENOSYS;
+}
+
+#endif
+
 LK__PRIV const lk__sys *lk__sys_default(void) {
     static const lk__sys sys = {
         .socket = lk__sys_socket,
@@ -77,6 +109,7 @@ LK__PRIV const lk__sys *lk__sys_default(void) {
         .close = lk__sys_close,
         .getaddrinfo = getaddrinfo,
         .freeaddrinfo = freeaddrinfo,
+        .thread = lk__sys_thread,
     };
     return &sys;
 }

@@ -35,8 +35,8 @@ LK__PRIV bool lk__timers_grow(lk__timers *h) {
     if (h->num < h->cap) return true;
     if (h->cap > UINT32_MAX / 8) return false; /* so that 4 * i + 5 is in range */
     uint32_t cap = h->cap ? 2 * h->cap : 64;
-    size_t   size = sizeof(*h->slots);
-    void    *slots = lk__resize(h->env, h->slots, h->cap * size, lk__mul(cap, size));
+    size_t size = sizeof(*h->slots);
+    void *slots = lk__resize(h->env, h->slots, h->cap * size, lk__mul(cap, size));
     if (!slots) return false;
     h->slots = slots;
     h->cap = cap;

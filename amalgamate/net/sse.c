@@ -35,7 +35,7 @@ LK__PRIV void lk__sse_reset(lk__sse *d) {
     d->error = LLMKIT_OK;
 }
 
-/* ---- The general way: any line ends, cut anywhere ---- */
+/* ---- The general way: any line ends, cut anywhere -------------------------------------------- */
 
 /* Drops a byte order mark at the start (9.2.5).  true: past it.  Bytes that only begin like one
  * belong to the first line. */
@@ -56,7 +56,7 @@ LK__PRIV bool lk__sse_start(lk__sse *d, llmkit_str *in) {
  * only from a zero does subtracting 1 reach the top bit of a byte that did not have it. */
 LK__PRIV size_t lk__sse_line_len(llmkit_str s) {
     const uint64_t ones = UINT64_MAX / 255;
-    size_t         i = 0;
+    size_t i = 0;
     for (; s.len - i >= 8; i += 8) {
         uint64_t w;
         memcpy(&w, s.ptr + i, 8);
@@ -74,7 +74,7 @@ LK__PRIV void lk__sse_retry(lk__sse *d, llmkit_str digits) {
 
 /* A field, or a comment, whose line begins with the colon (9.2.6). */
 LK__PRIV void lk__sse_field(lk__sse *d, llmkit_str line) {
-    size_t     colon = lk__str_find(line, ':');
+    size_t colon = lk__str_find(line, ':');
     llmkit_str name = lk__str(line.ptr, colon);
     llmkit_str value = lk__str_from(line, colon < line.len ? colon + 1 : colon);
     if (value.len > 0 && value.ptr[0] == ' ') value = lk__str_from(value, 1);
@@ -118,8 +118,8 @@ LK__PRIV void lk__sse_skip_lf(lk__sse *d, llmkit_str *in) {
 /* Takes one line, or what there is of it.  A CR ends a line at once, so that an event is not held
  * back until the LF that may follow. */
 LK__PRIV bool lk__sse_step(lk__sse *d, llmkit_str *in, lk__sse_event *event) {
-    size_t     n = lk__sse_line_len(*in);
-    bool       whole = n < in->len;
+    size_t n = lk__sse_line_len(*in);
+    bool whole = n < in->len;
     llmkit_str line = lk__str(in->ptr, n);
     if (d->line.len > 0 || !whole) {
         lk__buf_str(&d->line, line);
@@ -134,7 +134,7 @@ LK__PRIV bool lk__sse_step(lk__sse *d, llmkit_str *in, lk__sse_event *event) {
     return ended;
 }
 
-/* ---- The fast way: an event that lies whole in the input ---- */
+/* ---- The fast way: an event that lies whole in the input ------------------------------------- */
 
 /* Takes a line that begins with prefix and ends in LF or CRLF; *value is what stands between, less
  * one leading blank. */
@@ -157,8 +157,7 @@ LK__PRIV bool lk__sse_plain_line(llmkit_str *in, const char *prefix, size_t pref
  * send.  false: nothing was taken. */
 LK__PRIV bool lk__sse_whole(const lk__sse *d, llmkit_str *in, lk__sse_event *event) {
     llmkit_str rest = *in, name = LK__STR(""), data;
-    if (rest.len > 0 && rest.ptr[0] == 'e' && !lk__sse_plain_line(&rest, "event:", 6, &name))
-        return false;
+    if (rest.ptr[0] == 'e' && !lk__sse_plain_line(&rest, "event:", 6, &name)) return false;
     if (!lk__sse_plain_line(&rest, "data:", 5, &data)) return false;
     if ((size_t)(rest.ptr - in->ptr) > d->data.max) return false; /* the other way measures it */
     if (rest.len > 0 && rest.ptr[0] == '\n')

@@ -22,7 +22,7 @@ LK__PRIV llmkit_err lk__url_check_bytes(llmkit_str text, llmkit_error *error) {
 }
 
 LK__PRIV bool lk__url_is_ipv6(llmkit_str host) {
-    char            text[INET6_ADDRSTRLEN];
+    char text[INET6_ADDRSTRLEN];
     struct in6_addr address;
     if (host.len >= sizeof(text)) return false;
     memcpy(text, host.ptr, host.len);
@@ -34,11 +34,11 @@ LK__PRIV bool lk__url_is_ipv6(llmkit_str host) {
 LK__PRIV bool lk__url_is_name(llmkit_str host) {
     for (size_t i = 0; i < host.len; i++) {
         char c = lk__lower(host.ptr[i]);
-        bool good = (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '-' || c == '.' ||
-                    c == '_';
+        bool good =
+            (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '-' || c == '.' || c == '_';
         if (!good) return false;
     }
-    return host.len > 0 && host.len <= LK__URL_MAX_HOST;
+    return host.len <= LK__URL_MAX_HOST;
 }
 
 /* An empty port is the scheme's own (RFC 3986 3.2.3). */
@@ -57,8 +57,7 @@ LK__PRIV llmkit_err lk__url_authority(lk__url *url, llmkit_str text, llmkit_erro
                         "the URL holds a user name or password; give a key as api_key instead");
     if (text.len > 0 && text.ptr[0] == '[') {
         size_t close = lk__str_find(text, ']');
-        if (close == text.len)
-            return lk__fail(error, LLMKIT_E_ARG, "the URL's '[' has no ']'");
+        if (close == text.len) return lk__fail(error, LLMKIT_E_ARG, "the URL's '[' has no ']'");
         url->host = lk__str(text.ptr + 1, close - 1);
         if (!lk__url_is_ipv6(url->host))
             return lk__fail(error, LLMKIT_E_ARG, "the URL's brackets hold no IPv6 address");
@@ -78,7 +77,7 @@ LK__PRIV llmkit_err lk__url_authority(lk__url *url, llmkit_str text, llmkit_erro
 /* "/socket", "/socket:" or "/socket:/path".  A socket's own path may hold ':', hence the last. */
 LK__PRIV llmkit_err lk__url_unix(lk__url *url, llmkit_str text, llmkit_error *error) {
     struct sockaddr_un address;
-    size_t             at = text.len;
+    size_t at = text.len;
     while (at > 0 && !(text.ptr[at - 1] == ':' && (at == text.len || text.ptr[at] == '/'))) at--;
     url->unix_path = at > 0 ? lk__str(text.ptr, at - 1) : text;
     if (at > 0) url->path = lk__str_from(text, at);

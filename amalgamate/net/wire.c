@@ -7,7 +7,7 @@ enum {
     LK__WIRE_PIECES = 8, /* gathered into one system call */
 };
 
-/* ---- what the poller is asked for ---------------------------------------------------------- */
+/* ---- what the poller is asked for ------------------------------------------------------------ */
 
 LK__PRIV bool lk__wire_waits_to_send(const lk__wire *w) {
     if (w->broken) return false;
@@ -17,13 +17,23 @@ LK__PRIV bool lk__wire_waits_to_send(const lk__wire *w) {
     return lk__wire_unsent(w) > 0;
 }
 
-LK__PRIV void lk__wire_watch(lk__wire *w) {
-    unsigned events = (w->paused ? 0U : (unsigned)LLMKIT_READ) |
-                      (lk__wire_waits_to_send(w) ? (unsigned)LLMKIT_WRITE : 0U);
-    if (events != w->io.events && lk__io_set(w->loop, &w->io, events)) w->broken = true;
+/* What the engine could not take yet must be gone before more is read. */
+LK__PRIV bool lk__wire_waits_to_read(const lk__wire *w) {
+#if LLMKIT_WITH_TLS
+    if (w->in.len > 0) return false;
+#endif
+    return !w->paused;
 }
 
-/* ---- callbacks, any of which may end the wire ---------------------------------------------- */
+/* A poller that finds no memory now is asked again in the next turn. */
+LK__PRIV void lk__wire_watch(lk__wire *w) {
+    unsigned events = (lk__wire_waits_to_read(w) ? (unsigned)LLMKIT_READ : 0U) |
+                      (lk__wire_waits_to_send(w) ? (unsigned)LLMKIT_WRITE : 0U);
+    if (events != w->io.events && lk__io_set(w->loop, &w->io, events))
+        lk__defer(w->loop, &w->again);
+}
+
+/* ---- callbacks, any of which may end the wire ------------------------------------------------ */
 
 /* False: the owner closed the wire, which may be freed memory by now. */
 LK__PRIV bool lk__wire_deliver(lk__wire *w, llmkit_str bytes) {
@@ -44,14 +54,18 @@ LK__PRIV bool lk__wire_tell(lk__wire *w, void (*fn)(lk__wire *w)) {
     return true;
 }
 
-/* ---- sending ------------------------------------------------------------------------------- */
+/* ---- sending --------------------------------------------------------------------------------- */
 
-/* Bytes the socket took, 0 where it is full.  A failure drops what is unsent: the peer is gone, and
- * the read side will say how. */
+/* Bytes the socket took, 0 where it is full.  After a failure the read side goes on: a server that
+ * refuses a request while it is being sent has said why before it closed. */
 LK__PRIV size_t lk__wire_send(lk__wire *w, const struct iovec *iov, int count) {
+    if (w->broken) return 0;
     ssize_t n = lk__loop_sys(w->loop)->send(w->io.fd, iov, count);
     if (n >= 0) return (size_t)n;
-    if (errno != EAGAIN && errno != EWOULDBLOCK) w->broken = true;
+    if (errno != EAGAIN && errno != EWOULDBLOCK) {
+        w->broken = errno;
+        lk__defer(w->loop, &w->again);
+    }
     return 0;
 }
 
@@ -73,13 +87,15 @@ LK__PRIV llmkit_err lk__wire_keep(lk__wire *w, llmkit_str rest) {
 }
 
 #if LLMKIT_WITH_TLS
-/* Engine to socket.  False: the socket is full or broken. */
+/* Engine to socket.  False: the socket is full.  What a broken one does not take is dropped, since
+ * the engine reads nothing before its own records are out. */
 LK__PRIV bool lk__wire_flush_records(lk__wire *w) {
     while (lk__tls_wants(w->tls) & LK__TLS_SEND_WIRE) {
         size_t len;
         uint8_t *bytes = lk__tls_buf(w->tls, LK__TLS_SEND_WIRE, &len);
         struct iovec iov = { bytes, len };
         size_t n = lk__wire_send(w, &iov, 1);
+        if (w->broken) n = len;
         if (n == 0) return false;
         lk__tls_ack(w->tls, LK__TLS_SEND_WIRE, n);
     }
@@ -175,6 +191,15 @@ LK__PRIV void lk__wire_half_close(lk__wire *w) {
     shutdown(w->io.fd, SHUT_WR);
 }
 
+/* False: the wire is gone. */
+LK__PRIV bool lk__wire_on_writable(lk__wire *w) {
+    lk__wire_push(w);
+    if (w->broken) lk__wire_drop_out(w);
+    lk__wire_half_close(w);
+    if (lk__wire_unsent(w) > 0 || lk__wire_waits_to_send(w)) return true;
+    return !w->ready || !w->ops->drained || lk__wire_tell(w, w->ops->drained);
+}
+
 LK__PRIV llmkit_err lk__wire_write(lk__wire *w, const llmkit_str *pieces, size_t num) {
     if (!lk__wire_is_open(w) || w->broken) return LLMKIT_OK;
     llmkit_err err;
@@ -197,7 +222,7 @@ LK__PRIV void lk__wire_shut(lk__wire *w) {
     lk__wire_watch(w);
 }
 
-/* ---- receiving ----------------------------------------------------------------------------- */
+/* ---- receiving ------------------------------------------------------------------------------- */
 
 typedef enum lk__pulled {
     LK__PULL_GONE, /* the wire is closed, and may be freed memory */
@@ -221,9 +246,10 @@ LK__PRIV ssize_t lk__wire_recv(lk__wire *w) {
 }
 
 LK__PRIV lk__pulled lk__wire_no_bytes(lk__wire *w) {
-    if (errno == EAGAIN || errno == EWOULDBLOCK) return LK__PULL_DONE;
+    bool empty = errno == EAGAIN || errno == EWOULDBLOCK;
+    if (empty && !w->broken) return LK__PULL_DONE;
     llmkit_error error;
-    lk__fail_os(&error, LLMKIT_E_IO, errno, "the connection broke");
+    lk__fail_os(&error, LLMKIT_E_IO, empty ? w->broken : errno, "the connection broke");
     return lk__wire_fail(w, &error);
 }
 
@@ -256,10 +282,14 @@ LK__PRIV bool lk__wire_turn(lk__wire *w) {
         if (wants & LK__TLS_CLOSED) return lk__wire_tls_closed(w) != LK__PULL_GONE;
         if ((wants & LK__TLS_SEND_WIRE) && lk__wire_flush_records(w)) continue;
         if (!(wants & LK__TLS_RECV_APP) || w->paused) return true;
+        /* Out of the engine's only buffer first, so that the owner can answer at once. */
         size_t len;
-        uint8_t *bytes = lk__tls_buf(w->tls, LK__TLS_RECV_APP, &len);
-        if (!lk__wire_deliver(w, lk__str((const char *)bytes, len))) return false;
+        const uint8_t *bytes = lk__tls_buf(w->tls, LK__TLS_RECV_APP, &len);
+        uint8_t *plain = lk__loop_scratch(w->loop) + LLMKIT_READ_BYTES;
+        if (len > LK__RECORD_BYTES) len = LK__RECORD_BYTES;
+        memcpy(plain, bytes, len);
         lk__tls_ack(w->tls, LK__TLS_RECV_APP, len);
+        if (!lk__wire_deliver(w, lk__str((const char *)plain, len))) return false;
     }
 }
 
@@ -274,6 +304,7 @@ LK__PRIV bool lk__wire_decrypt(lk__wire *w, llmkit_str bytes) {
         bytes = lk__str_from(bytes, n);
         if (!lk__wire_turn(w)) return false;
     }
+    if (bytes.len == 0) return true;
     lk__buf_str(&w->in, bytes);
     if (!w->in.failed) return true;
     llmkit_error error;
@@ -321,19 +352,14 @@ LK__PRIV void lk__wire_pull_some(lk__wire *w) {
     lk__pulled pulled = LK__PULL_MORE;
     for (int i = 0; i < LK__WIRE_READS && pulled == LK__PULL_MORE && !w->paused; i++)
         if ((pulled = lk__wire_pull(w)) == LK__PULL_GONE) return;
+#if LLMKIT_WITH_TLS
+    /* What was written while the engine was in the middle of a record from the peer. */
+    if (w->tls && lk__wire_unsent(w) > 0 && !lk__wire_on_writable(w)) return;
+#endif
     lk__wire_watch(w);
 }
 
-/* ---- the loop's side ----------------------------------------------------------------------- */
-
-/* False: the wire is gone. */
-LK__PRIV bool lk__wire_on_writable(lk__wire *w) {
-    lk__wire_push(w);
-    if (w->broken) lk__wire_drop_out(w);
-    lk__wire_half_close(w);
-    if (lk__wire_unsent(w) > 0 || lk__wire_waits_to_send(w)) return true;
-    return !w->ready || !w->ops->drained || lk__wire_tell(w, w->ops->drained);
-}
+/* ---- the loop's side ------------------------------------------------------------------------- */
 
 LK__PRIV void lk__wire_on_io(lk__io *io, unsigned events) {
     lk__wire *w = LK__CONTAINER(io, lk__wire, io);
@@ -342,13 +368,12 @@ LK__PRIV void lk__wire_on_io(lk__io *io, unsigned events) {
     lk__wire_pull_some(w);
 }
 
-/* A resumed wire may hold bytes that no socket will announce again. */
-LK__PRIV void lk__wire_on_resume(lk__task *task) {
-    lk__wire *w = LK__CONTAINER(task, lk__wire, resume);
-    if (!w->paused) lk__wire_pull_some(w);
+LK__PRIV void lk__wire_on_again(lk__task *task) {
+    lk__wire *w = LK__CONTAINER(task, lk__wire, again);
+    lk__wire_pull_some(w);
 }
 
-/* ---- opening and closing ------------------------------------------------------------------- */
+/* ---- opening and closing --------------------------------------------------------------------- */
 
 LK__PRIV llmkit_err lk__wire_open(lk__wire *w, llmkit_loop *loop, int fd, const lk__wire_ops *ops,
                                   llmkit_tls *tls, const char *host, uint16_t port,
@@ -358,7 +383,7 @@ LK__PRIV llmkit_err lk__wire_open(lk__wire *w, llmkit_loop *loop, int fd, const 
     w->ops = ops;
     w->ready = !tls;
     w->io.fd = fd;
-    w->resume.fn = lk__wire_on_resume;
+    w->again.fn = lk__wire_on_again;
     lk__buf_init(&w->out, env, 0);
     int on = 1; /* replies and requests are written whole; waiting for more only delays them */
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
@@ -370,8 +395,8 @@ LK__PRIV llmkit_err lk__wire_open(lk__wire *w, llmkit_loop *loop, int fd, const 
     (void)host, (void)port;
     if (tls) err = lk__fail_disabled(error, "LLMKIT_WITH_TLS");
 #endif
-    if (!err && lk__io_start(loop, &w->io, fd, LLMKIT_READ, lk__wire_on_io))
-        err = lk__fail_os(error, LLMKIT_E_IO, errno, "the socket could not be watched");
+    if (!err && (err = lk__io_start(loop, &w->io, fd, LLMKIT_READ, lk__wire_on_io)))
+        lk__fail(error, err, "the socket could not be watched");
     if (err) {
 #if LLMKIT_WITH_TLS
         lk__tls_free(w->tls);
@@ -388,7 +413,7 @@ LK__PRIV llmkit_err lk__wire_open(lk__wire *w, llmkit_loop *loop, int fd, const 
 LK__PRIV void lk__wire_close(lk__wire *w) {
     if (!lk__wire_is_open(w)) return;
     int fd = w->io.fd;
-    lk__undefer(w->loop, &w->resume);
+    lk__undefer(w->loop, &w->again);
     lk__io_stop(w->loop, &w->io);
     lk__loop_sys(w->loop)->close(fd);
     lk__wire_drop_out(w);
@@ -413,6 +438,7 @@ LK__PRIV void lk__wire_resume(lk__wire *w) {
     w->paused = false;
     lk__wire_watch(w);
 #if LLMKIT_WITH_TLS
-    if (w->tls) lk__defer(w->loop, &w->resume);
+    if (w->tls) lk__defer(w->loop, &w->again); /* the engine may hold what no socket announces */
 #endif
+    if (w->broken) lk__defer(w->loop, &w->again);
 }

@@ -23,7 +23,7 @@ typedef struct lk__wire_ops {
 
 struct lk__wire {
     lk__io              io;
-    lk__task            resume;
+    lk__task            again; /* looks at the socket without being told to */
     llmkit_loop        *loop;
     const lk__wire_ops *ops;
     lk__buf             out;       /* bytes written that neither socket nor engine took yet */
@@ -31,7 +31,8 @@ struct lk__wire {
     bool                ready;     /* application bytes can flow */
     bool                paused;    /* the owner wants no bytes now */
     bool                shut;      /* say so to the peer once everything is sent */
-    bool                broken;    /* a write failed: what is still to be read may tell why */
+    int                 broken;    /* errno of a write that failed; what is left to read may say
+                                      more about it */
     bool                quick_ack; /* set by the owner: acknowledge at once (Linux) */
     bool               *gone;      /* set by lk__wire_close while a callback runs */
 #if LLMKIT_WITH_TLS
@@ -49,7 +50,8 @@ LK__PRIV llmkit_err lk__wire_open(lk__wire *w, llmkit_loop *loop, int fd, const 
 LK__PRIV void lk__wire_close(lk__wire *w);
 LK__INLINE bool lk__wire_is_open(const lk__wire *w) { return w->loop != NULL; }
 /* Sends, or keeps what the socket does not take now: the pieces are the caller's again after the
- * call.  A connection that fails here is reported by closed, like any other.  E_NOMEM. */
+ * call.  A connection that fails here is reported by closed, like any other.  E_NOMEM: what went
+ * out may be a part of a piece, so that the wire is of no more use. */
 LK__PRIV llmkit_err lk__wire_write(lk__wire *w, const llmkit_str *pieces, size_t num);
 /* Bytes written that are still here; those inside a TLS record that is on its way count as sent. */
 LK__INLINE size_t lk__wire_unsent(const lk__wire *w) { return w->out.len - w->out_sent; }

@@ -13,24 +13,24 @@ static const int64_t lk__bucket_max = INT64_C(1) << 60;
 
 enum { LK__BUCKET_FULL = 0 }; /* an arrival time for "long ago" on every clock */
 
-/* The bucket is full when the theoretical arrival time lies in the past, and lacks as many tokens as
- * fit between now and it otherwise.  Times are in units of 2^-shift ns, modulo 2^64: fast rates need
- * fractions of a nanosecond, and bursts that last for centuries need coarse units.  A bucket left
- * idle for a quarter of the span that 64 bits hold would come round to look empty; seen_ns, which
- * moves a few times in a span, tells that it is full.
+/* The bucket is full when the theoretical arrival time lies in the past, and lacks as many tokens
+ * as fit between now and it otherwise.  Times are in units of 2^-shift ns, modulo 2^64: fast rates
+ * need fractions of a nanosecond, and bursts that last for centuries need coarse units.  A bucket
+ * left idle for a quarter of the span that 64 bits hold would come round to look empty; seen_ns,
+ * which moves a few times in a span, tells that it is full.
  *
  * The length of a token is rounded up, so the rate is never exceeded; that loses at most 2^-16 of
  * it.  A cost that is no whole number is rounded to the nearest unit, up and down alike, so that
  * what was taken is given back exactly. */
 struct llmkit_bucket {
-    lk__atomic_u64 arrival;  /* or LK__BUCKET_FULL */
-    lk__atomic_u64 seen_ns;  /* near the time of the last change */
-    double         token;    /* units that one token takes to arrive, whole; 0: no limit */
-    int64_t        capacity; /* burst, in units */
-    int64_t        stale_ns; /* idle for longer: full */
-    int32_t        shift;
-    void        *(*alloc)(void *user, void *ptr, size_t old_size, size_t new_size);
-    void          *user;
+    lk__atomic_u64 arrival; /* or LK__BUCKET_FULL */
+    lk__atomic_u64 seen_ns; /* near the time of the last change */
+    double token;           /* units that one token takes to arrive, whole; 0: no limit */
+    int64_t capacity;       /* burst, in units */
+    int64_t stale_ns;       /* idle for longer: full */
+    int32_t shift;
+    void *(*alloc)(void *user, void *ptr, size_t old_size, size_t new_size);
+    void *user;
 };
 
 LK__PRIV uint64_t lk__bucket_time(const llmkit_bucket *b, int64_t now_ns) {
@@ -39,7 +39,7 @@ LK__PRIV uint64_t lk__bucket_time(const llmkit_bucket *b, int64_t now_ns) {
     return now_ns >= 0 ? (uint64_t)(now_ns >> -b->shift) : ~(uint64_t)(~now_ns >> -b->shift);
 }
 
-/* Units until a time that is later by this many, in whole ns: enough of them, and never INT64_MAX. */
+/* So many units as a wait in whole ns: long enough, and never INT64_MAX. */
 LK__PRIV int64_t lk__bucket_wait(const llmkit_bucket *b, int64_t units) {
     if (b->shift >= 0) {
         int64_t ns = units >> b->shift;
@@ -53,7 +53,8 @@ LK__PRIV int64_t lk__bucket_units(const llmkit_bucket *b, double tokens) {
     double units = tokens * b->token;
     if (units >= (double)lk__bucket_max) return lk__bucket_max;
     if (units <= -(double)lk__bucket_max) return -lk__bucket_max;
-    return units < 0 ? -(int64_t)(0.5 - units) : (int64_t)(units + 0.5);
+    if (units < 0) return -(int64_t)(0.5 - units);
+    return units > 0 ? (int64_t)(units + 0.5) : 0; /* NaN is 0 */
 }
 
 /* Units that are missing from a full bucket. */
