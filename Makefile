@@ -42,7 +42,7 @@ $(EXAMPLES): build/%: examples/%.c llmkit.h
 .PHONY: demo test
 demo:                                   ## 10,000 requests over TLS against mock servers here
 	@tests/deps demo
-	@$(MAKE) --no-print-directory all
+	@$(MAKE) --no-print-directory build/llmkit
 	@examples/demo.sh
 
 test:                                   ## all tests; `tests/run NAME...` runs those that match

@@ -800,9 +800,11 @@ LLMKIT_API llmkit_str llmkit_exchange_body(const llmkit_exchange *exchange);
 /* The field's value, {NULL, 0} where there is none; name in any case. */
 LLMKIT_API llmkit_str llmkit_exchange_header(const llmkit_exchange *exchange, const char *name);
 
-/* The exchange is the program's until it calls _reply or _end.  If the peer goes first, or the
- * server is destroyed, closed is called, once, and the exchange is gone with its return; a call
- * inside it does nothing. */
+/* The exchange is the program's until it calls _reply, _end or _abort.  If the peer goes first (one
+ * that closes its sending side counts as gone), or the server is destroyed, closed is called, once,
+ * and the exchange is gone with its return; a call inside it does nothing.  Without a closed
+ * callback the handle stays valid, and calls on it do nothing, until it is ended or the server is
+ * destroyed. */
 LLMKIT_API void llmkit_exchange_closed(llmkit_exchange *exchange, void (*closed)(void *user),
                                        void *user);
 /* A field of the reply, before _reply or _begin.  Content-Length, Transfer-Encoding and Connection
@@ -812,8 +814,8 @@ LLMKIT_API llmkit_err llmkit_exchange_set(llmkit_exchange *exchange, const char 
 /* All at once; ends the exchange. */
 LLMKIT_API void llmkit_exchange_reply(llmkit_exchange *exchange, int status,
                                       const char *content_type, llmkit_str body);
-/* Or piece by piece.  _write: false if the piece would go over max_unsent_bytes and was not taken;
- * writable is called when there is room again. */
+/* Or piece by piece.  _write: false if the piece would go over max_unsent_bytes and was not taken
+ * (one alone may); writable is called when there is room again.  E_STALE: the peer is gone. */
 LLMKIT_API llmkit_err llmkit_exchange_begin(llmkit_exchange *exchange, int status,
                                             const char *content_type);
 LLMKIT_API bool llmkit_exchange_write(llmkit_exchange *exchange, llmkit_str piece);
@@ -831,7 +833,7 @@ LLMKIT_API void llmkit_exchange_abort(llmkit_exchange *exchange);
 
 #if defined(LLMKIT_IMPLEMENTATION) && !defined(LLMKIT_IMPLEMENTED)
 #define LLMKIT_IMPLEMENTED
-#define LK__SOURCE_SUM "072fb4bc8de6bc26"
+#define LK__SOURCE_SUM "e910e11c599f01a9"
 
 /* ==== >>core/platform.h ======================================================================= */
 /* core/platform.h -- system headers, and what the platform and the compiler have */
@@ -1264,6 +1266,7 @@ LK__PRIV void lk__buf_drop(lk__buf *b, size_t n); /* the first n bytes; the rest
 LK__INLINE void lk__buf_clear(lk__buf *b) { /* keeps the memory */
     b->len = 0;
     b->failed = LLMKIT_OK;
+    if (b->cap) b->ptr[0] = '\0';
 }
 LK__INLINE void lk__buf_wrote(lk__buf *b, size_t n) {
     b->len += n;
@@ -9341,6 +9344,10 @@ LK__PRIV bool lk__oai_read_event(lk__answer *a, llmkit_str data, llmkit_error *e
                  : "no memory for an event of the stream (byte %zu)", a->json->error_at);
         return false;
     }
+    if (lk__json_type_of(a->json, 0) != LK__JSON_OBJECT) {
+        lk__fail(error, LLMKIT_E_JSON, "an event of the stream is not a JSON object");
+        return false;
+    }
     lk__oai_chunk c = lk__oai_members(a->json);
     if (c.error >= 0 && lk__json_type_of(a->json, c.error) != LK__JSON_NULL) {
         lk__fail(error, LLMKIT_E_SERVER, "the provider reported an error in the stream");
@@ -9910,7 +9917,8 @@ LK__PRIV void lk__call_whole(lk__call *c) {
 
 /* The body of a stream has ended, in order or not. */
 LK__PRIV void lk__call_streamed(lk__call *c, const llmkit_error *error) {
-    bool whole = c->answer.complete || (!error && c->answer.finish != LLMKIT_UNFINISHED);
+    bool ended = c->answer.complete || (!error && c->answer.finish != LLMKIT_UNFINISHED);
+    bool whole = ended && c->answer.started; /* [DONE] alone is no reply */
     if (!whole) {
         llmkit_error cut;
         lk__fail(&cut, LLMKIT_E_TRUNCATED, "the stream ended before the reply was complete");
@@ -11414,7 +11422,7 @@ LK__PRIV void lk__batch_obey(llmkit_batch *b) {
 }
 
 LLMKIT_API void llmkit_batch_stop(llmkit_batch *b) {
-    lk__add_relaxed(&b->stops, 1);
+    (void)lk__add_relaxed(&b->stops, 1);
     llmkit_loop_stop(b->loop);
 }
 

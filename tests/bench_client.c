@@ -175,8 +175,8 @@ static lk_load run_wrk(const setup *s, pid_t server) {
 /* ---- all of them ---- */
 
 static void print_row(const char *name, const setup *s, const lk_load *l) {
-    printf("  %-8s %-5s %5d conns %9.0f req/s %7.2f us CPU (%5.2f user) %6.1f MB  nginx %3.0f%%%s\n",
-           name, s->tls ? "TLS" : "plain", s->conns, l->requests / l->wall_s,
+    printf("  %-8s %-5s %5d conns %9.0f req/s %7.2f us CPU (%5.2f user) %6.1f MB  nginx %3.0f%%"
+           "%s\n", name, s->tls ? "TLS" : "plain", s->conns, l->requests / l->wall_s,
            l->cpu_s / l->requests * 1e6, l->user_s / l->requests * 1e6, l->rss_kb / 1024,
            100 * l->server_s / l->wall_s, l->errors > 0 ? "  ERRORS" : "");
     fflush(stdout);

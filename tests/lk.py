@@ -99,8 +99,8 @@ class Mock(Server):
 
 
 class Script:
-    """A server that answers the nth connection with the nth of some byte strings, the last one
-    again and again, and closes it.  It collects what it was asked."""
+    """A server that answers the nth request with the nth of some byte strings, the last one again
+    and again, and closes the connection.  It collects what it was asked."""
 
     def __init__(self, *replies):
         self.replies, self.requests = replies, []
@@ -121,11 +121,14 @@ class Script:
         with contextlib.suppress(OSError):
             while True:
                 connection, _ = self.listener.accept()
-                with connection, contextlib.suppress(OSError):
-                    connection.settimeout(SECONDS)
-                    self.answer(connection)
+                threading.Thread(target=self.answer, args=(connection,), daemon=True).start()
 
     def answer(self, connection):
+        with connection, contextlib.suppress(OSError):
+            connection.settimeout(SECONDS)
+            self.answer_one(connection)
+
+    def answer_one(self, connection):
         head, body = b"", b""
         while b"\r\n\r\n" not in head:
             piece = connection.recv(65536)
@@ -309,7 +312,7 @@ class Batch:
 
     def check_answers(self):
         """Each reply is the mock's echo of its own line of the input."""
-        asked = [json.loads(line)["input"] for line in self.content.decode().splitlines()]
+        asked = [json.loads(line)["input"] for line in self.content.splitlines()]
         for line in self.saved():
             assert line["input"] == asked[line["line"] - 1]
             assert line["response"] == "echo: " + line["input"]

@@ -16,6 +16,7 @@ typedef struct lk_load {
     double wall_s, cpu_s, user_s; /* of the contender */
     double server_s;              /* CPU time of the server meanwhile */
     double rss_kb;                /* peak of the contender */
+    double extra;                 /* whatever it measured besides */
 } lk_load;
 
 LK_BENCH void lk_pin(int core) {
@@ -111,7 +112,7 @@ typedef struct lk_nginx {
 
 LK_BENCH lk_nginx lk_nginx_start(void) {
     lk_nginx n = { .plain = lk_free_port(), .tls = lk_free_port() };
-    char here[4096], conf[4096 + 64], command[2 * 4096];
+    char here[2048], conf[2048 + 64], command[3 * 2048];
     if (!getcwd(here, sizeof here - 64)) lk_die("no working directory");
     if (system("sh tests/make_certs build/certs >/dev/null && mkdir -p build/bench/nginx"))
         lk_die("no certificates: tests/make_certs failed");

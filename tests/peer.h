@@ -60,7 +60,7 @@ LK_UNUSED static void peer_reset(peer_conn *c) {
 }
 
 LK_UNUSED static void peer_reply(peer_conn *c, int status, const char *fields, const char *body) {
-    char head[1024];
+    char head[2048];
     snprintf(head, sizeof head, "HTTP/1.1 %d X\r\nContent-Length: %zu\r\n%s\r\n", status,
              strlen(body), fields);
     llmkit_str pieces[2] = { lk__str_z(head), lk__str_z(body) };

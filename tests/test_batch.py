@@ -84,7 +84,8 @@ def test_retries_keep_below_the_rate_too(tmp_path):
     batch = lk.Batch(tmp_path, 100)
     with lk.Mock("--fail_first", "100") as server:
         start = time.monotonic()
-        done = batch.run("--endpoint", server.url, "--max_requests_per_second", 200, *FAST)
+        done = batch.run("--endpoint", server.url, "--max_requests_per_second", 200,
+                         "--max_attempts", 100, *FAST)
         wall = time.monotonic() - start
         assert done.returncode == 0, done.stderr
         assert server.counts()["requests"] == 200
@@ -124,7 +125,7 @@ def test_errors_are_retried_and_the_rest_is_recorded(tmp_path):
 def test_a_rate_limit_is_waited_for(tmp_path):
     batch = lk.Batch(tmp_path, 120)
     with lk.Mock("--rate_limit", "200", "--rate_burst", "20") as server:
-        done = batch.run("--endpoint", server.url, "--max_attempts", 50,
+        done = batch.run("--endpoint", server.url, "--max_attempts", 1000,
                          "--max_requests_per_second", 1000)
         counts = server.counts()
     assert done.returncode == 0, done.stderr

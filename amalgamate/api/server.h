@@ -51,9 +51,11 @@ LLMKIT_API llmkit_str llmkit_exchange_body(const llmkit_exchange *exchange);
 /* The field's value, {NULL, 0} where there is none; name in any case. */
 LLMKIT_API llmkit_str llmkit_exchange_header(const llmkit_exchange *exchange, const char *name);
 
-/* The exchange is the program's until it calls _reply or _end.  If the peer goes first, or the
- * server is destroyed, closed is called, once, and the exchange is gone with its return; a call
- * inside it does nothing. */
+/* The exchange is the program's until it calls _reply, _end or _abort.  If the peer goes first (one
+ * that closes its sending side counts as gone), or the server is destroyed, closed is called, once,
+ * and the exchange is gone with its return; a call inside it does nothing.  Without a closed
+ * callback the handle stays valid, and calls on it do nothing, until it is ended or the server is
+ * destroyed. */
 LLMKIT_API void llmkit_exchange_closed(llmkit_exchange *exchange, void (*closed)(void *user),
                                        void *user);
 /* A field of the reply, before _reply or _begin.  Content-Length, Transfer-Encoding and Connection
@@ -63,8 +65,8 @@ LLMKIT_API llmkit_err llmkit_exchange_set(llmkit_exchange *exchange, const char 
 /* All at once; ends the exchange. */
 LLMKIT_API void llmkit_exchange_reply(llmkit_exchange *exchange, int status,
                                       const char *content_type, llmkit_str body);
-/* Or piece by piece.  _write: false if the piece would go over max_unsent_bytes and was not taken;
- * writable is called when there is room again. */
+/* Or piece by piece.  _write: false if the piece would go over max_unsent_bytes and was not taken
+ * (one alone may); writable is called when there is room again.  E_STALE: the peer is gone. */
 LLMKIT_API llmkit_err llmkit_exchange_begin(llmkit_exchange *exchange, int status,
                                             const char *content_type);
 LLMKIT_API bool llmkit_exchange_write(llmkit_exchange *exchange, llmkit_str piece);

@@ -81,6 +81,7 @@ LK__PRIV void lk__buf_drop(lk__buf *b, size_t n); /* the first n bytes; the rest
 LK__INLINE void lk__buf_clear(lk__buf *b) { /* keeps the memory */
     b->len = 0;
     b->failed = LLMKIT_OK;
+    if (b->cap) b->ptr[0] = '\0';
 }
 LK__INLINE void lk__buf_wrote(lk__buf *b, size_t n) {
     b->len += n;

@@ -482,7 +482,7 @@ LK__PRIV void lk__batch_obey(llmkit_batch *b) {
 }
 
 LLMKIT_API void llmkit_batch_stop(llmkit_batch *b) {
-    lk__add_relaxed(&b->stops, 1);
+    (void)lk__add_relaxed(&b->stops, 1);
     llmkit_loop_stop(b->loop);
 }
 

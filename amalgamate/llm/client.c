@@ -284,7 +284,8 @@ LK__PRIV void lk__call_whole(lk__call *c) {
 
 /* The body of a stream has ended, in order or not. */
 LK__PRIV void lk__call_streamed(lk__call *c, const llmkit_error *error) {
-    bool whole = c->answer.complete || (!error && c->answer.finish != LLMKIT_UNFINISHED);
+    bool ended = c->answer.complete || (!error && c->answer.finish != LLMKIT_UNFINISHED);
+    bool whole = ended && c->answer.started; /* [DONE] alone is no reply */
     if (!whole) {
         llmkit_error cut;
         lk__fail(&cut, LLMKIT_E_TRUNCATED, "the stream ended before the reply was complete");

@@ -531,6 +531,10 @@ LK__PRIV bool lk__oai_read_event(lk__answer *a, llmkit_str data, llmkit_error *e
                  : "no memory for an event of the stream (byte %zu)", a->json->error_at);
         return false;
     }
+    if (lk__json_type_of(a->json, 0) != LK__JSON_OBJECT) {
+        lk__fail(error, LLMKIT_E_JSON, "an event of the stream is not a JSON object");
+        return false;
+    }
     lk__oai_chunk c = lk__oai_members(a->json);
     if (c.error >= 0 && lk__json_type_of(a->json, c.error) != LK__JSON_NULL) {
         lk__fail(error, LLMKIT_E_SERVER, "the provider reported an error in the stream");
