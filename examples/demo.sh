@@ -12,7 +12,7 @@ if [ -t 1 ]; then bold=$(printf '\033[1m') plain=$(printf '\033[0m'); fi
 heading() { printf '\n%s%s%s\n' "$bold" "$1" "$plain"; }
 die() { echo "demo: $1" >&2; exit 1; }
 
-# ---- servers: what is started here ends here, however the script ends -----------------------------
+# ---- servers: what is started here ends here, however the script ends ----------------------------
 
 started=''
 stop_servers() {
@@ -41,7 +41,7 @@ start_mock() { # NAME FLAGS...: sets $url
     url=$url/v1
 }
 
-# ---- accounting: with nothing of ours -------------------------------------------------------------
+# ---- accounting: with nothing of ours ------------------------------------------------------------
 
 numbers() { sed 's/^{"line":\([0-9]*\),.*}$/\1/' "$@"; }
 check() {
@@ -56,7 +56,7 @@ check() {
     echo "all $own answers belong to their questions"
 }
 
-# ---- the demo -------------------------------------------------------------------------------------
+# ---- the demo ------------------------------------------------------------------------------------
 
 rm -rf "$dir"
 mkdir -p "$dir"

@@ -15,11 +15,14 @@ static bool print_event(const llmkit_event *e) {
         fflush(stdout);
         return true;
     case LLMKIT_EV_DONE:
-        if (e->error) fprintf(stderr, "\n%s\n", e->error->message);
-        else printf("\n\n%lld tokens in, %lld out\n", (long long)e->usage.input,
-                    (long long)e->usage.output);
-        return !e->error;
-    default: return true; /* what one does not know does not matter */
+        if (e->error) {
+            fprintf(stderr, "\n%s\n", e->error->message);
+            return false;
+        }
+        printf("\n\n%lld tokens in, %lld out\n", (long long)e->usage.input,
+               (long long)e->usage.output);
+        return true;
+    default: return true; /* what a program does not know it may pass over */
     }
 }
 
@@ -29,18 +32,17 @@ int main(void) {
         { .role = LLMKIT_ASSISTANT, .text = "C." },
         { .role = LLMKIT_USER, .text = "In one sentence: why that one?" },
     };
+    const llmkit_request request = {
+        .model = "gpt-4o-mini",
+        .system = "You are brief.",
+        .messages = messages,
+        .num_messages = sizeof messages / sizeof messages[0],
+        .temperature = LLMKIT_OPT(0),
+    };
     llmkit_error error;
-    bool good = false;
     llmkit_client *client = llmkit_client_create(NULL, &error);
-    llmkit_stream *stream = NULL;
-    if (client)
-        stream = llmkit_stream_open(client, &(llmkit_request){
-            .model = "gpt-4o-mini",
-            .system = "You are brief.",
-            .messages = messages,
-            .num_messages = sizeof messages / sizeof messages[0],
-            .temperature = LLMKIT_OPT(0),
-        }, &error);
+    llmkit_stream *stream = client ? llmkit_stream_open(client, &request, &error) : NULL;
+    bool good = false;
     if (!stream) fprintf(stderr, "%s\n", error.message);
     for (llmkit_event e; stream && llmkit_stream_next(stream, &e);) good = print_event(&e);
     llmkit_stream_close(stream); /* NULL is fine, here and below */

@@ -2,7 +2,8 @@
  *
  * A server in a process of its own sends as fast as it can, so that reads are full of events.  Time
  * is user time of the client, since the kernel's share depends on how much a read brings.  Events
- * that differ in their text alone are read by difference; "full" are those that differ in more. */
+ * that differ in their text and padding alone are read by difference; "full" are those that differ
+ * in more. */
 #include "load.h"
 
 enum { NUM_EVENTS = 400000, EVENTS_A_WRITE = 128 };
@@ -11,7 +12,7 @@ static const char event[] =
     "data: {\"id\":\"chatcmpl-9xYzAbCdEfGhIjKlMnOpQrStUvWx\",\"object\":\"chat.completion.chunk\","
     "\"created\":1715000000,\"model\":\"gpt-4o-mini-2024-07-18\",\"system_fingerprint\":"
     "\"fp_0123456789\",\"choices\":[{\"index\":0,\"delta\":{\"content\":\" token\"},"
-    "\"logprobs\":null,\"finish_reason\":null}]}\n\n";
+    "\"logprobs\":null,\"finish_reason\":null}],\"usage\":null,\"obfuscation\":\"aB3dE\"}\n\n";
 
 static const char last_events[] =
     "data: {\"id\":\"c\",\"object\":\"chat.completion.chunk\",\"created\":1,\"model\":\"m\","
@@ -37,6 +38,8 @@ static void serve(int listener, bool alike) {
                          "Transfer-Encoding: chunked\r\n\r\n"));
     char other[sizeof event];
     memcpy(other, event, sizeof event);
+    memcpy(strstr(other, " token"), " other", 6);
+    memcpy(strstr(other, "aB3dE"), "fGh4i", 5);
     if (!alike) memcpy(strstr(other, "1715000000"), "1715000001", 10);
     for (int i = 0; i < EVENTS_A_WRITE; i++)
         lk__http_chunk(&out, lk__str_z(i % 2 ? event : other));

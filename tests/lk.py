@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,6 +15,7 @@ ROOT = os.path.dirname(TESTS)
 BUILD = os.environ.get("LK_BUILD", os.path.join(ROOT, "build"))
 LLMKIT = os.path.join(BUILD, "llmkit")
 CERTS = os.environ.get("LK_CERTS", os.path.join(ROOT, "build", "certs"))
+NGINX = shutil.which("nginx", path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin")
 SECONDS = 30  # nothing here takes longer
 
 
@@ -91,9 +93,9 @@ class Mock(Server):
         self.url, self.port = found[1] + "/v1", int(found[3])
 
     def counts(self):
-        found = re.search(r"mock: (\d+) requests on (\d+) connections: (\d+) answered, (\d+) failed "
-                          r"on purpose, (\d+) over the limit, (\d+) cut or stalled, (\d+) refused",
-                          self.stop())
+        found = re.search(r"mock: (\d+) requests on (\d+) connections: (\d+) answered, "
+                          r"(\d+) failed on purpose, (\d+) over the limit, (\d+) cut or stalled, "
+                          r"(\d+) refused", self.stop())
         names = ("requests", "connections", "answered", "failed", "limited", "broken", "refused")
         return dict(zip(names, map(int, found.groups())))
 
@@ -193,9 +195,9 @@ def openssl_server(certificate, reply):
         port = finder.getsockname()[1]
     folder = certs()
     process = subprocess.Popen(
-        ["openssl", "s_server", "-accept", f"127.0.0.1:{port}", "-cert", f"{folder}/{certificate}.pem",
-         "-key", f"{folder}/{certificate}.key", "-cert_chain", f"{folder}/{certificate}.pem",
-         "-quiet", "-naccept", "1"],
+        ["openssl", "s_server", "-accept", f"127.0.0.1:{port}", "-quiet", "-naccept", "1",
+         "-cert", f"{folder}/{certificate}.pem", "-cert_chain", f"{folder}/{certificate}.pem",
+         "-key", f"{folder}/{certificate}.key"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
 
     def answer():
@@ -227,7 +229,8 @@ def nginx(folder, certificate, upstream):
         port = finder.getsockname()[1]
     conf = os.path.join(folder, "nginx.conf")
     with open(conf, "w", encoding="ascii") as out:
-        out.write(f"""daemon off; master_process off; pid {folder}/nginx.pid; error_log {folder}/nginx.log;
+        out.write(f"""daemon off; master_process off;
+pid {folder}/nginx.pid; error_log {folder}/nginx.log;
 events {{ worker_connections 512; }}
 http {{
   access_log off; client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy;
@@ -241,7 +244,7 @@ http {{
   }}
 }}
 """)
-    process = subprocess.Popen(["/usr/sbin/nginx", "-p", folder, "-c", conf, "-e", f"{folder}/nginx.log"],
+    process = subprocess.Popen([NGINX, "-p", folder, "-c", conf, "-e", f"{folder}/nginx.log"],
                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         wait_for_port(port, process)
@@ -267,12 +270,13 @@ def wait_for_port(port, process):
 
 # ---- A batch and its files -----------------------------------------------------------------------
 
-def lines_of(path):
-    """The JSON objects of a file of lines; every line must be whole."""
+def lines_of(path, killed=False):
+    """The JSON objects of a file of lines.  Every line must be whole, but for what comes after the
+    last newline where the writer was killed."""
     with open(path, "rb") as file:
-        text = file.read()
-    assert text == b"" or text.endswith(b"\n"), f"the last line of {path} is torn"
-    return [json.loads(line) for line in text.splitlines()]
+        *lines, rest = file.read().split(b"\n")
+    assert killed or rest == b"", f"the last line of {path} is torn"
+    return [json.loads(line) for line in lines]
 
 
 class Batch:
@@ -298,11 +302,11 @@ class Batch:
         return subprocess.Popen([str(w) for w in self.command(*flags)], env=environment(),
                                 stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
-    def saved(self):
-        return lines_of(self.save)
+    def saved(self, killed=False):
+        return lines_of(self.save, killed)
 
-    def failed(self):
-        return lines_of(self.errors)
+    def failed(self, killed=False):
+        return lines_of(self.errors, killed)
 
     def check(self, numbers):
         """Each of these lines of the input is in exactly one file, exactly once."""
@@ -313,7 +317,7 @@ class Batch:
     def check_answers(self):
         """Each reply is the mock's echo of its own line of the input."""
         asked = [json.loads(line)["input"] for line in self.content.splitlines()]
-        for line in self.saved():
+        for line in self.saved(killed=True):
             assert line["input"] == asked[line["line"] - 1]
             assert line["response"] == "echo: " + line["input"]
 

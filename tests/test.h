@@ -9,6 +9,12 @@
  *     static const struct CMUnitTest tests[] = { cmocka_unit_test(answer_is_right) };
  *     LK_TEST_MAIN(tests)
  *
+ * Where a test uses what is private to one .c file, the split build needs that file in the test:
+ *
+ *     #ifdef LLMKIT__SPLIT
+ *     #include "net/dns.c"
+ *     #endif
+ *
  * The program runs all its tests, or those whose names contain one of its arguments. */
 #pragma once
 

@@ -288,6 +288,17 @@ def test_append_adds_to_what_is_there(mock, tmp_path):
     assert len(batch.saved()) == 16
 
 
+def test_append_starts_a_new_line_after_a_torn_one(mock, tmp_path):
+    batch = lk.Batch(tmp_path, 2)
+    with open(batch.save, "wb") as out:
+        out.write(b'{"line":1}\n{"line":2,"inp')
+    assert batch.run("--endpoint", mock.url, "--append").returncode == 0
+    with open(batch.save, "rb") as file:
+        lines = file.read().split(b"\n")
+    assert lines[:2] == [b'{"line":1}', b'{"line":2,"inp'] and lines[4:] == [b""]
+    assert sorted(json.loads(line)["line"] for line in lines[2:4]) == [1, 2]
+
+
 def test_files_of_the_users_choice(mock, tmp_path):
     batch = lk.Batch(tmp_path, b'{"input": "x"}\nbad\n')
     (tmp_path / "out").mkdir()
@@ -306,13 +317,17 @@ def test_files_that_cannot_be_used(mock, tmp_path):
     run = [lk.LLMKIT, "batch", *good, "--requests_filepath"]
     check_could_not_run(lk.run([*run, tmp_path / "missing"]), "missing", "No such file")
     check_could_not_run(lk.run([*run, tmp_path]), "directory")
+    unreadable = [*run, "/proc/self/mem", "--save_filepath", tmp_path / "s", "-q"]
+    check_could_not_run(lk.run(unreadable), "cannot read /proc/self/mem at line 1")
     check_could_not_run(batch.run(*good, "--save_filepath", tmp_path), str(tmp_path))
     check_could_not_run(batch.run(*good, "--save_filepath", "/no/such/folder/x"), "/no/such/folder")
     check_could_not_run(batch.run(*good, "--save_filepath", batch.requests), "three files")
     check_could_not_run(batch.run(*good, "--save_filepath", batch.errors), "three files")
     link = tmp_path / "link.jsonl"
     link.symlink_to(batch.requests)
-    check_could_not_run(batch.run(*good, "--save_filepath", link))
+    for flags in (["--save_filepath", link], ["--save_filepath", link, "--append"],
+                  ["--errors_filepath", link, "--append"]):
+        check_could_not_run(batch.run(*good, *flags))
     with open(batch.requests, "rb") as file:
         assert file.read() == batch.content
 
@@ -439,7 +454,7 @@ def test_a_kill_leaves_whole_lines_each_in_one_file(tmp_path):
         wait_for_lines(batch, 500)
         process.kill()
         process.communicate(timeout=lk.SECONDS)
-    saved, failed = batch.saved(), batch.failed()
+    saved, failed = batch.saved(killed=True), batch.failed(killed=True)
     numbers = [line["line"] for line in saved + failed]
     assert len(numbers) == len(set(numbers)) and len(saved) >= 500 and failed
     batch.check_answers()

@@ -77,7 +77,8 @@ def test_tls_with_a_given_ca(tls_mock, certs):
 def test_a_stream_from_openssl_s_server(certs):
     reply = stream(chunk("a"), chunk("b"), chunk(None, "stop"), DONE)
     with lk.openssl_server("rsa", reply) as port:
-        done = chat("--base-url", f"https://localhost:{port}/v1", "--ca", f"{certs}/ca_rsa.pem", "Q")
+        done = chat("--base-url", f"https://localhost:{port}/v1", "--ca", f"{certs}/ca_rsa.pem",
+                    "Q")
     assert (done.returncode, done.stdout, done.stderr) == (0, b"ab", "")
 
 
@@ -180,7 +181,8 @@ def test_an_error_inside_a_stream():
 
 @pytest.mark.parametrize("reply", [
     b"this is no HTTP\r\n\r\n",
-    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Type: text/event-stream\r\n\r\nxyz\r\n",
+    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Type: text/event-stream\r\n\r\n"
+    b"xyz\r\n",
     stream("data: {broken\n\n", DONE),
     stream('data: "a string"\n\n', DONE),
     stream(DONE),

@@ -1118,7 +1118,6 @@ static void a_paused_call_pushes_back_and_has_no_deadline(void **state) {
         peer_chunk(r.peer.last, TEXT("b") FINISH("stop") DONE_LINE);
         peer_end_stream(r.peer.last);
         for (int i = 0; i < 100000 && !r.done; i++) rig_turns(&r, 1);
-        print_error("tls %d unsent %zu open %d\n", tls, lk__wire_unsent(&r.peer.last->wire), lk__wire_is_open(&r.peer.last->wire));
         rig_expect(&r, "START(m-1) TEXT(a) TEXT(b) stop DONE(OK)");
         rig_close(&r);
     }
@@ -1168,7 +1167,6 @@ static void whole_call_under_faults(rig *r, bool stream) {
     rig_wait_passing(r, 500);
     assert_int_equal(r->dones, 1);
     if (!stream && !r->error.code) assert_string_equal(r->log, "REPLY(Hello) DONE(OK)");
-    if (stream && !r->error.code) print_error("%s\n", r->log);
     if (stream && !r->error.code)
         assert_non_null(strstr(r->log, "START(m-1) TEXT(t) REFUSAL(r) BEGIN(0 i f) DELTA(0 {}) "
                                "BEGIN(1 i f) DELTA(1 {}) END(0 i f {}) END(1 i f {}) USAGE(1 -1)"));

@@ -1,4 +1,4 @@
-"""examples/demo.sh, as `make demo` runs it: what it shows, what it checks, what it leaves behind."""
+"""examples/demo.sh, as `make demo` runs it: what it shows and checks, and that it tidies up."""
 import os
 import re
 import shutil
@@ -14,10 +14,10 @@ DEMO = os.path.join(lk.ROOT, "examples", "demo.sh")
 
 
 def demo(folder, shell="sh", **env):
-    return subprocess.run([shell, DEMO], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    return subprocess.run([shell, DEMO], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT, text=True, timeout=90, check=False,
                           env=lk.environment(LLMKIT=os.path.abspath(lk.LLMKIT),
-                                             DEMO_DIR=str(folder), **env),
-                          stdin=subprocess.DEVNULL, timeout=90, check=False)
+                                             DEMO_DIR=str(folder), **env))
 
 
 def processes_with(text):

@@ -1,6 +1,10 @@
 /* test_dns.c -- addresses and names, with a resolver that answers what the test says */
 
 #include "test.h"
+#ifdef LLMKIT__SPLIT
+#include "core/error.c"
+#include "net/dns.c"
+#endif
 
 #include <pthread.h>
 #include <sched.h>

@@ -1,6 +1,9 @@
 /* test_loop.c -- readiness, timers, tasks, posts, guests */
 
 #include "test.h"
+#ifdef LLMKIT__SPLIT
+#include "net/loop.c"
+#endif
 
 #include <pthread.h>
 #include <sched.h>

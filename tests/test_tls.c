@@ -1,5 +1,9 @@
 /* test_tls.c -- TLS engines against each other in memory, and against the openssl command */
 #include "test.h"
+#ifdef LLMKIT__SPLIT
+#include "net/tls_trust.c"
+#include "net/tls.c"
+#endif
 
 #if LLMKIT_WITH_TLS
 

@@ -197,9 +197,11 @@ LK__INLINE const char *lk__json_check_string(lk__json_check *c, const char *p) {
     return lk__json_check_rest(c, p);
 }
 
-LK__PRIV bool lk__json_is_string(llmkit_str text) {
+LK__PRIV size_t lk__json_string_len(llmkit_str text) {
     lk__json_check c = { .end = text.ptr + text.len };
-    return text.len >= 2 && *text.ptr == '"' && lk__json_check_string(&c, text.ptr + 1) == c.end;
+    if (text.len == 0 || *text.ptr != '"') return 0;
+    const char *end = lk__json_check_string(&c, text.ptr + 1);
+    return end ? (size_t)(end - text.ptr) : 0;
 }
 
 /* Digits: at least one. */

@@ -57,8 +57,8 @@ LK__PRIV bool lk__json_text(const lk__json *j, lk__node n, lk__buf *out);
  * which is cleared first. */
 LK__PRIV llmkit_str lk__json_view(const lk__json *j, lk__node n, lk__buf *scratch);
 
-/* The text is one JSON string, quotes included, and nothing else. */
-LK__PRIV bool lk__json_is_string(llmkit_str text);
+/* Bytes of the valid JSON string that the text begins with, quotes included; 0: there is none. */
+LK__PRIV size_t lk__json_string_len(llmkit_str text);
 /* Unescapes raw string text (validated before) to the end of out. */
 LK__PRIV void lk__json_unescape_to(lk__buf *out, llmkit_str raw);
 /* Appends text escaped for between the quotes; invalid UTF-8 becomes U+FFFD. */

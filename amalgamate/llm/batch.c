@@ -746,6 +746,13 @@ LK__PRIV llmkit_err lk__batch_set_endpoints(llmkit_batch *b, const llmkit_batch_
     return err;
 }
 
+/* One file under two names, by a link. */
+LK__PRIV bool lk__batch_is_same(int a, int b) {
+    struct stat x, y;
+    if (fstat(a, &x) || fstat(b, &y) || !S_ISREG(x.st_mode)) return false;
+    return x.st_dev == y.st_dev && x.st_ino == y.st_ino;
+}
+
 /* The outputs last: nothing is created where the rest is wrong. */
 LK__PRIV llmkit_err lk__batch_open_files(llmkit_batch *b, const llmkit_batch_desc *d,
                                          llmkit_error *error) {
@@ -766,6 +773,12 @@ LK__PRIV llmkit_err lk__batch_open_files(llmkit_batch *b, const llmkit_batch_des
     }
     if (!err) err = lk__line_writer_open(&b->save, &b->env, b->save_path, d->append, error);
     if (!err) err = lk__line_writer_open(&b->errors, &b->env, b->errors_path, d->append, error);
+    if (!err && (lk__batch_is_same(b->in.fd, b->save.fd) ||
+                 lk__batch_is_same(b->in.fd, b->errors.fd) ||
+                 lk__batch_is_same(b->save.fd, b->errors.fd)))
+        err = lk__fail(error, LLMKIT_E_ARG, "requests, results and errors need three files, and "
+                       "two of these are one: %s, %s, %s", b->requests_path, b->save_path,
+                       b->errors_path);
     return err;
 }
 

@@ -27,7 +27,7 @@ LK__PRIV bool lk__call_start_event(lk__call *c) {
     c->committed = true;
     llmkit_event e = { .type = LLMKIT_EV_START };
     e.provider = lk__str_z(c->provider->name);
-    e.model = lk__buf_view(&c->model);
+    e.model = lk__str_z(c->model);
     e.request_id = lk__str_z(c->request_id);
     return lk__call_tell(c, &e);
 }
@@ -37,8 +37,7 @@ LK__PRIV bool lk__call_start_event(lk__call *c) {
 LK__PRIV bool lk__call_emit(void *user, llmkit_event *e) {
     lk__call *c = user;
     if (e->type == LLMKIT_EV_START) {
-        lk__buf_clear(&c->model);
-        lk__buf_str(&c->model, e->model);
+        lk__str_copy(c->model, sizeof c->model, e->model);
         return true;
     }
     if (!c->committed && !lk__call_start_event(c)) return false;
@@ -53,7 +52,7 @@ LK__PRIV void lk__call_last_event(lk__call *c, const llmkit_error *error) {
     e.usage = c->answer.usage;
     e.attempts = c->attempts;
     e.provider = lk__str_z(c->provider->name);
-    e.model = lk__buf_view(&c->model);
+    e.model = lk__str_z(c->model);
     e.request_id = lk__str_z(c->request_id);
     c->on_event(c->user, &e);
 }
@@ -114,7 +113,7 @@ LK__PRIV void lk__call_try(lk__call *c) {
     c->request_id[0] = '\0';
     memset(&c->error, 0, sizeof c->error);
     lk__buf_clear(&c->input);
-    lk__buf_clear(&c->model);
+    c->model[0] = '\0';
     if (c->stream) {
         lk__answer_reset(&c->answer);
         lk__sse_reset(&c->sse);
@@ -346,7 +345,6 @@ LK__PRIV void lk__call_free(lk__call *c) {
     lk__buf_free(&c->input);
     lk__buf_free(&c->arena);
     lk__buf_free(&c->tools);
-    lk__buf_free(&c->model);
     lk__free(env, c, sizeof *c);
 }
 
@@ -377,7 +375,6 @@ LK__PRIV lk__call *lk__call_new(llmkit_client *client) {
     lk__buf_init(&c->input, env, 0);
     lk__buf_init(&c->arena, env, 0);
     lk__buf_init(&c->tools, env, 0);
-    lk__buf_init(&c->model, env, 1024);
     lk__sse_init(&c->sse, env, LLMKIT_MAX_EVENT_BYTES);
     lk__answer_init(&c->answer, env);
     c->answer.json = &client->json;
@@ -865,3 +862,7 @@ LLMKIT_API llmkit_err llmkit_client_warm(llmkit_client *client, const char *prov
     lk__origin_warm(p->origin, count);
     return LLMKIT_OK;
 }
+
+#undef LK__CALL_FIRST_BYTE_MS
+#undef LK__CALL_GRACE_NS
+#undef LK__CALL_WHOLE_MS

@@ -41,7 +41,7 @@ typedef struct lk__call {
     lk__buf          head, body;   /* of the request */
     lk__buf          input;        /* the reply's body, where it is collected */
     lk__buf          arena, tools; /* what a whole reply's views point to */
-    lk__buf          model;        /* as the provider named it */
+    char             model[256];   /* as the provider named it */
     lk__sse          sse;
     lk__answer       answer;
     llmkit_error     error; /* of this attempt */

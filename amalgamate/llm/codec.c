@@ -36,23 +36,39 @@ LK__PRIV bool lk__answer_emit(lk__answer *a, llmkit_event *event) {
     return a->emit(a->user, event);
 }
 
-LK__PRIV void lk__answer_learn(lk__answer *a, llmkit_str data, llmkit_str raw) {
+LK__PRIV void lk__answer_learn(lk__answer *a, llmkit_str data, llmkit_str raw, llmkit_str padding) {
     lk__buf_clear(&a->pattern);
-    a->hole = (size_t)(raw.ptr - data.ptr) - 1;
-    a->hole_len = raw.len + 2;
+    a->hole[0] = (size_t)(raw.ptr - data.ptr) - 1; /* with the quotes */
+    a->hole_len[0] = raw.len + 2;
+    a->hole[1] = padding.ptr ? (size_t)(padding.ptr - data.ptr) - 1 : data.len;
+    a->hole_len[1] = padding.ptr ? padding.len + 2 : 0;
     if (data.len < LK__PATTERN_BYTES) lk__buf_str(&a->pattern, data);
 }
 
+/* The bytes of the pattern from at to end, and then a string in place of the one there. */
+LK__PRIV bool lk__answer_step(const lk__answer *a, size_t at, size_t end, llmkit_str *data,
+                              llmkit_str *string) {
+    size_t len = end - at;
+    if (data->len < len || memcmp(data->ptr, a->pattern.ptr + at, len) != 0) return false;
+    *data = lk__str_from(*data, len);
+    string->ptr = data->ptr;
+    string->len = lk__json_string_len(*data);
+    *data = lk__str_from(*data, string->len);
+    return true;
+}
+
 LK__PRIV bool lk__answer_fits(const lk__answer *a, llmkit_str data, llmkit_str *raw) {
-    const lk__buf *p = &a->pattern;
-    size_t tail = p->len - a->hole - a->hole_len;
-    if (p->len == 0 || data.len < a->hole + 2 + tail) return false;
-    llmkit_str hole = { data.ptr + a->hole, data.len - a->hole - tail };
-    if (memcmp(data.ptr, p->ptr, a->hole) != 0 ||
-        memcmp(hole.ptr + hole.len, p->ptr + p->len - tail, tail) != 0 ||
-        !lk__json_is_string(hole))
+    llmkit_str text, other;
+    size_t first = a->hole[0], behind = first + a->hole_len[0];
+    size_t second = a->hole[1], rest = second + a->hole_len[1];
+    if (a->pattern.len == 0 || !lk__answer_step(a, 0, first, &data, &text) || text.len == 0)
         return false;
-    *raw = lk__str(hole.ptr + 1, hole.len - 2);
+    if (!lk__answer_step(a, behind, second, &data, &other)) return false;
+    if ((other.len == 0) != (a->hole_len[1] == 0)) return false;
+    size_t tail = a->pattern.len - rest;
+    if (data.len != tail || (tail && memcmp(data.ptr, a->pattern.ptr + rest, tail) != 0))
+        return false;
+    *raw = lk__str(text.ptr + 1, text.len - 2);
     return true;
 }
 

@@ -37,9 +37,9 @@ typedef struct lk__answer {
     bool              complete; /* the dialect's own end was seen */
     bool              started;
     uint32_t          told;     /* events emitted */
-    lk__buf           pattern;  /* the last event read, if all it had was a piece of text, */
-    size_t            hole, hole_len; /* and where in it that string stands, quotes included */
-    lk__node          only_text; /* that string, while an event is read */
+    lk__buf           pattern;  /* the last event that was nothing but a piece of text, */
+    size_t            hole[2], hole_len[2]; /* and where in it the strings stand that may differ */
+    lk__node          only_text; /* the text, while an event is read; -1: none, -2: several */
     /* Fills in the call; false: the call ended inside the callback, touch nothing. */
     bool            (*emit)(void *user, llmkit_event *event);
     void             *user;
@@ -66,10 +66,12 @@ LK__PRIV void lk__answer_reset(lk__answer *a); /* for another attempt or call */
 LK__PRIV void lk__answer_free(lk__answer *a);
 LK__PRIV bool lk__answer_emit(lk__answer *a, llmkit_event *event);
 
-/* The events of a stream mostly differ in one string.  learn notes an event that was nothing but a
- * piece of text, whose raw string is in it; fits tells whether another one is the same up to that
- * string, byte for byte: then it is as valid, says the same, and need not be parsed. */
-LK__PRIV void lk__answer_learn(lk__answer *a, llmkit_str data, llmkit_str raw);
+/* The events of a stream mostly differ in one string, the text, and some servers add another that
+ * nobody reads.  learn notes an event that was nothing but a piece of text: raw is that string in
+ * it, padding one behind it that may differ as well, or {NULL, 0}.  fits tells whether another event
+ * is the same but for these strings, byte for byte: then it is as valid, says the same, and need
+ * not be parsed. */
+LK__PRIV void lk__answer_learn(lk__answer *a, llmkit_str data, llmkit_str raw, llmkit_str padding);
 LK__PRIV bool lk__answer_fits(const lk__answer *a, llmkit_str data, llmkit_str *raw);
 
 /* The part with this index, begun anew if there is none; NULL with *error set. */

@@ -89,6 +89,16 @@ LK__PRIV lk__line_kind lk__line_next(lk__line_reader *r, llmkit_str *line) {
 
 /* ---- writing --------------------------------------------------------------------------------- */
 
+/* A run that was killed may have left a part of its last line, which ours must not run into. */
+LK__PRIV bool lk__line_is_torn(const char *path, uint64_t size) {
+    char last = '\n';
+    int fd = size ? open(path, O_RDONLY | O_CLOEXEC) : -1;
+    if (fd < 0) return false;
+    bool torn = pread(fd, &last, 1, (off_t)(size - 1)) == 1 && last != '\n';
+    close(fd);
+    return torn;
+}
+
 LK__PRIV llmkit_err lk__line_writer_open(lk__line_writer *w, const llmkit_env *env,
                                          const char *path, bool append, llmkit_error *error) {
     memset(w, 0, sizeof *w);
@@ -100,6 +110,7 @@ LK__PRIV llmkit_err lk__line_writer_open(lk__line_writer *w, const llmkit_env *e
     w->regular = fstat(w->fd, &st) == 0 && S_ISREG(st.st_mode);
     w->size = w->regular ? (uint64_t)st.st_size : 0;
     lk__buf_init(&w->buf, env, 0);
+    if (append && lk__line_is_torn(path, w->size)) lk__buf_ch(&w->buf, '\n');
     if (append || w->size == 0) return LLMKIT_OK;
     lk__line_writer_close(w);
     return lk__fail(error, LLMKIT_E_ARG, "%s exists and is not empty: name another file, or append "

@@ -452,7 +452,9 @@ LK__PRIV bool lk__oai_delta(lk__answer *a, lk__node delta, llmkit_error *error) 
         llmkit_str name = lk__json_raw(j, key);
         lk__node value = lk__json_value_of(j, key);
         if (lk__str_eq(name, LK__STR("content"))) {
-            if (lk__json_type_of(j, value) == LK__JSON_STRING) a->only_text = value;
+            /* Of two members of one name either might be the one that speaks next time. */
+            a->only_text = a->only_text == -1 && lk__json_type_of(j, value) == LK__JSON_STRING
+                               ? value : -2;
             if (!lk__oai_piece(a, LLMKIT_EV_TEXT, value, error)) return false;
         } else if (lk__str_eq(name, LK__STR("refusal"))) {
             if (!lk__oai_piece(a, LLMKIT_EV_REFUSAL, value, error)) return false;
@@ -492,10 +494,11 @@ LK__PRIV bool lk__oai_start(lk__answer *a, lk__node model, llmkit_error *error) 
 /* The members of an event that matter, found in one walk. */
 typedef struct lk__oai_chunk {
     lk__node model, choices, usage, error;
+    lk__node padding; /* a string behind the choices that is not read: OpenAI sends one */
 } lk__oai_chunk;
 
 LK__PRIV lk__oai_chunk lk__oai_members(const lk__json *j) {
-    lk__oai_chunk c = { -1, -1, -1, -1 };
+    lk__oai_chunk c = { -1, -1, -1, -1, -1 };
     for (lk__node key = lk__json_first(j, 0); key >= 0; key = lk__json_next(j, key)) {
         llmkit_str name = lk__json_raw(j, key);
         lk__node value = lk__json_value_of(j, key);
@@ -503,6 +506,7 @@ LK__PRIV lk__oai_chunk lk__oai_members(const lk__json *j) {
         else if (lk__str_eq(name, LK__STR("model"))) c.model = value;
         else if (lk__str_eq(name, LK__STR("usage"))) c.usage = value;
         else if (lk__str_eq(name, LK__STR("error"))) c.error = value;
+        else if (c.choices >= 0 && lk__json_type_of(j, value) == LK__JSON_STRING) c.padding = value;
     }
     return c;
 }
@@ -518,7 +522,7 @@ LK__PRIV bool lk__oai_another(lk__answer *a, llmkit_str raw, llmkit_error *error
 }
 
 LK__PRIV bool lk__oai_read_event(lk__answer *a, llmkit_str data, llmkit_error *error) {
-    llmkit_str raw;
+    llmkit_str raw, none = { NULL, 0 };
     if (lk__answer_fits(a, data, &raw)) return lk__oai_another(a, raw, error);
     if (lk__str_eq(data, LK__STR("[DONE]"))) {
         a->complete = true;
@@ -549,7 +553,8 @@ LK__PRIV bool lk__oai_read_event(lk__answer *a, llmkit_str data, llmkit_error *e
     if (lk__json_type_of(a->json, c.usage) != LK__JSON_OBJECT) {
         bool finished = a->finish != LLMKIT_UNFINISHED;
         if (a->only_text >= 0 && a->told == told + 1 && !finished)
-            lk__answer_learn(a, data, lk__json_raw(a->json, a->only_text));
+            lk__answer_learn(a, data, lk__json_raw(a->json, a->only_text),
+                             c.padding >= 0 ? lk__json_raw(a->json, c.padding) : none);
         return true;
     }
     a->usage = lk__oai_usage(a->json, c.usage);

@@ -166,3 +166,6 @@ LK__PRIV lk__dial *lk__dial_start(llmkit_loop *loop, const lk__addrs *addrs,
     lk__defer(loop, &d->start);
     return d;
 }
+
+#undef LK__DIAL_FULL_NS
+#undef LK__DIAL_STAGGER_NS

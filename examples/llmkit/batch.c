@@ -1,4 +1,4 @@
-/* examples/llmkit/batch.c -- llmkit batch: a file of requests at a chosen rate, over many endpoints */
+/* examples/llmkit/batch.c -- llmkit batch: a file of requests at a chosen rate */
 #define _POSIX_C_SOURCE 200809L
 
 #include "llmkit.h"
@@ -44,6 +44,8 @@ static const lk_flag flags[] = {
       .help = "add to these two files; else they must be new or empty" },
     { .name = "skip", .kind = LK_FLAG_COUNT64, FIELD(skip), .value = "N",
       .help = "leave out the first N lines, which an earlier run has done" },
+    { .name = "max_line_bytes", .kind = LK_FLAG_COUNT, FIELD(max_line_bytes), .value = "N",
+      .min = 1, .max = 1 << 30, .help = "longer lines are errors (16 MiB)" },
     { .name = "quiet", .letter = 'q', .kind = LK_FLAG_BOOL, FIELD(quiet),
       .help = "no progress and no summary" },
     { .kind = LK_FLAG_HEADING, .help = "Requests" },
@@ -66,7 +68,8 @@ static const lk_flag flags[] = {
     { .name = "max_in_flight", .kind = LK_FLAG_COUNT, FIELD(max_in_flight), .value = "N", .min = 1,
       .max = 1000000, .help = "requests at once, those that wait for a retry included (4096)" },
     { .name = "warm", .kind = LK_FLAG_COUNT, FIELD(warm), .value = "N", .min = 1, .max = 1000000,
-      .help = "connections opened before the clock starts (50 ms' worth of requests, at most 512)" },
+      .help = "connections opened before the clock starts (50 ms' worth of requests, at most "
+              "512)" },
     { .name = "backoff_ms", MS, FIELD(backoff_ms),
       .help = "before the first retry, doubled for each further (500)" },
     { .name = "max_backoff_ms", MS, FIELD(max_backoff_ms), .help = "(8000)" },
@@ -78,15 +81,13 @@ static const lk_flag flags[] = {
     { .name = "first_byte_ms", MS, FIELD(first_byte_ms), .help = "of the reply (600000)" },
     { .name = "idle_ms", MS, FIELD(idle_ms), .help = "between two bytes of it (60000)" },
     { .name = "total_ms", MS, FIELD(total_ms), .help = "(600000)" },
-    { .name = "max_line_bytes", .kind = LK_FLAG_COUNT, FIELD(max_line_bytes), .value = "N",
-      .min = 1, .max = 1 << 30, .help = "longer lines are errors (16 MiB)" },
 };
 
 static const lk_args args = {
     .command = "llmkit batch",
     .operands = "",
-    .about = "Sends each line of a file to a model, at a steady rate and over any number of endpoints,\n"
-             "and writes each as one line to one of two files, in order of completion.",
+    .about = "Sends each line of a file to a model, at a steady rate and over any number of\n"
+             "endpoints, and writes each as one line to one of two files, in order of completion.",
     .flags = flags,
     .num_flags = sizeof flags / sizeof flags[0],
     .notes =
@@ -224,7 +225,8 @@ static double ms_of(int64_t ns) {
 
 /* ---- progress -------------------------------------------------------------------------------- */
 
-static llmkit_batch *running;              /* both for the signal handler */
+/* For the signal handler. */
+static llmkit_batch *running;
 static volatile sig_atomic_t interrupts;
 
 static void on_stop(int signal) {
@@ -233,16 +235,18 @@ static void on_stop(int signal) {
     llmkit_batch_stop(running);
 }
 
-enum { BAR_WIDTH = 16, LINE_BYTES = 256 };
+enum { BAR_WIDTH = 10, LINE_BYTES = 256 };
 
 /* What the progress line remembers from one call to the next. */
 typedef struct progress {
-    bool     terminal, shown, told;
+    bool     terminal;
+    bool     shown; /* there is a line to draw over */
+    bool     told;  /* of the interrupt */
     uint64_t skipped_bytes;
-    uint64_t done; /* at the last call */
-    int64_t  at_ns;
-    double   rate; /* lines a second of late */
-    int64_t  next_ns; /* of the next plain line */
+    uint64_t done;    /* lines, at the last call, */
+    int64_t  at_ns;   /* which was then */
+    double   rate;    /* lines a second of late */
+    int64_t  next_ns; /* when the next plain line is due */
 } progress;
 
 /* Lines that are left, as far as the size of the file tells. */
@@ -269,6 +273,7 @@ static void write_bar(char *out, double share) {
     memcpy(out, "] ", 3);
 }
 
+/* What matters least comes last: a narrow terminal cuts it off. */
 static void write_progress(const progress *p, const llmkit_batch_stats *s, char *out) {
     double left = guess_left(p, s);
     char bar[BAR_WIDTH + 4] = "", until[48] = "";
@@ -276,9 +281,9 @@ static void write_progress(const progress *p, const llmkit_batch_stats *s, char 
         write_bar(bar, (double)p->done / ((double)p->done + left + 1e-9));
     if (s->total_bytes && p->rate > 0)
         snprintf(until, sizeof until, ", %s left", clock_of(left / p->rate).text);
-    snprintf(out, LINE_BYTES, "%s%s done, %s/s%s, %s in flight, %s retries, %s errors", bar,
+    snprintf(out, LINE_BYTES, "%s%s done, %s/s%s, %s errors, %s retries, %s in flight", bar,
              count_of(p->done).text, count_of((uint64_t)(p->rate + 0.5)).text, until,
-             count_of(s->in_flight).text, count_of(s->retries).text, count_of(s->failed).text);
+             count_of(s->failed).text, count_of(s->retries).text, count_of(s->in_flight).text);
 }
 
 static int terminal_width(void) {

@@ -37,8 +37,8 @@ static const lk_args args = {
     .command = "llmkit chat",
     .operands = "[PROMPT | -]",
     .max_operands = 1,
-    .about = "Asks a model and streams its reply, and only the reply, to standard output.  Without a\n"
-             "PROMPT, or with \"-\", the prompt is read from standard input.",
+    .about = "Asks a model and streams its reply, and only the reply, to standard output.\n"
+             "Without a PROMPT, or with \"-\", the prompt is read from standard input.",
     .flags = flags,
     .num_flags = sizeof flags / sizeof flags[0],
     .notes = "The key is taken from OPENAI_API_KEY and sent to whichever URL is asked.\n"
@@ -126,7 +126,10 @@ static bool print_reply(llmkit_stream *stream) {
 
 static llmkit_client *open_client(const options *o, llmkit_tls *tls, llmkit_error *error) {
     const char *key = getenv("OPENAI_API_KEY");
-    llmkit_provider_desc provider = { .base_url = o->base_url, .api_key = key && *key ? key : NULL };
+    llmkit_provider_desc provider = {
+        .base_url = o->base_url,
+        .api_key = key && *key ? key : NULL,
+    };
     return llmkit_client_create(
         &(llmkit_client_desc){ .providers = &provider, .num_providers = 1, .tls = tls }, error);
 }

@@ -8,7 +8,11 @@ complain() { printf '%s:\n%s\n' "$1" "$2"; status=1; }
 
 for file in $code $scripts; do
     [ -f "$file" ] || continue
-    found=$(LC_ALL=C grep -nE ' +$|[^ -~	]' "$file" || true)
+    case $file in
+        *.py) bad=' +$' ;; # tests of Unicode may hold some
+        *) bad=' +$|[^ -~	]' ;;
+    esac
+    found=$(LC_ALL=C grep -nE "$bad" "$file" || true)
     [ -z "$found" ] || complain "blanks at the end, or bytes that are not ASCII, in $file" "$found"
     [ -z "$(tail -c 1 "$file")" ] || complain "$file" "the last line does not end"
 done
