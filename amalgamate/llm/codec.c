@@ -36,7 +36,8 @@ LK__PRIV bool lk__answer_emit(lk__answer *a, llmkit_event *event) {
     return a->emit(a->user, event);
 }
 
-LK__PRIV void lk__answer_learn(lk__answer *a, llmkit_str data, llmkit_str raw, llmkit_str padding) {
+LK__PRIV void lk__answer_learn(lk__answer *a, llmkit_str data, llmkit_str raw,
+                               llmkit_str padding) {
     lk__buf_clear(&a->pattern);
     a->hole[0] = (size_t)(raw.ptr - data.ptr) - 1; /* with the quotes */
     a->hole_len[0] = raw.len + 2;

@@ -14,7 +14,8 @@ LK__PRIV bool lk__wire_waits_to_send(const lk__wire *w) {
 #if LLMKIT_WITH_TLS
     if (w->tls) {
         unsigned wants = lk__tls_wants(w->tls);
-        return (wants & LK__TLS_SEND_WIRE) || ((wants & LK__TLS_SEND_APP) && lk__wire_unsent(w) > 0);
+        return (wants & LK__TLS_SEND_WIRE) ||
+               ((wants & LK__TLS_SEND_APP) && lk__wire_unsent(w) > 0);
     }
 #endif
     return lk__wire_unsent(w) > 0;
