@@ -833,7 +833,7 @@ LLMKIT_API void llmkit_exchange_abort(llmkit_exchange *exchange);
 
 #if defined(LLMKIT_IMPLEMENTATION) && !defined(LLMKIT_IMPLEMENTED)
 #define LLMKIT_IMPLEMENTED
-#define LK__SOURCE_SUM "e910e11c599f01a9"
+#define LK__SOURCE_SUM "0920b0747772831a"
 
 /* ==== >>core/platform.h ======================================================================= */
 /* core/platform.h -- system headers, and what the platform and the compiler have */
@@ -2019,8 +2019,8 @@ LK__PRIV bool lk__json_text(const lk__json *j, lk__node n, lk__buf *out);
  * which is cleared first. */
 LK__PRIV llmkit_str lk__json_view(const lk__json *j, lk__node n, lk__buf *scratch);
 
-/* The text is one JSON string, quotes included, and nothing else. */
-LK__PRIV bool lk__json_is_string(llmkit_str text);
+/* Bytes of the valid JSON string that the text begins with, quotes included; 0: there is none. */
+LK__PRIV size_t lk__json_string_len(llmkit_str text);
 /* Unescapes raw string text (validated before) to the end of out. */
 LK__PRIV void lk__json_unescape_to(lk__buf *out, llmkit_str raw);
 /* Appends text escaped for between the quotes; invalid UTF-8 becomes U+FFFD. */
@@ -2239,9 +2239,11 @@ LK__INLINE const char *lk__json_check_string(lk__json_check *c, const char *p) {
     return lk__json_check_rest(c, p);
 }
 
-LK__PRIV bool lk__json_is_string(llmkit_str text) {
+LK__PRIV size_t lk__json_string_len(llmkit_str text) {
     lk__json_check c = { .end = text.ptr + text.len };
-    return text.len >= 2 && *text.ptr == '"' && lk__json_check_string(&c, text.ptr + 1) == c.end;
+    if (text.len == 0 || *text.ptr != '"') return 0;
+    const char *end = lk__json_check_string(&c, text.ptr + 1);
+    return end ? (size_t)(end - text.ptr) : 0;
 }
 
 /* Digits: at least one. */
@@ -7194,7 +7196,11 @@ enum {
 LK__PRIV bool lk__wire_waits_to_send(const lk__wire *w) {
     if (w->broken) return false;
 #if LLMKIT_WITH_TLS
-    if (w->tls) return (lk__tls_wants(w->tls) & LK__TLS_SEND_WIRE) != 0;
+    if (w->tls) {
+        unsigned wants = lk__tls_wants(w->tls);
+        return (wants & LK__TLS_SEND_WIRE) ||
+               ((wants & LK__TLS_SEND_APP) && lk__wire_unsent(w) > 0);
+    }
 #endif
     return lk__wire_unsent(w) > 0;
 }
@@ -7806,6 +7812,9 @@ LK__PRIV lk__dial *lk__dial_start(llmkit_loop *loop, const lk__addrs *addrs,
     lk__defer(loop, &d->start);
     return d;
 }
+
+#undef LK__DIAL_FULL_NS
+#undef LK__DIAL_STAGGER_NS
 
 /* ==== >>net/fetch.h =========================================================================== */
 /* net/fetch.h -- one HTTP exchange with its deadlines, on a pool of kept-alive connections */
@@ -8675,9 +8684,9 @@ typedef struct lk__answer {
     bool              complete; /* the dialect's own end was seen */
     bool              started;
     uint32_t          told;     /* events emitted */
-    lk__buf           pattern;  /* the last event read, if all it had was a piece of text, */
-    size_t            hole, hole_len; /* and where in it that string stands, quotes included */
-    lk__node          only_text; /* that string, while an event is read */
+    lk__buf           pattern;  /* the last event that was nothing but a piece of text, */
+    size_t            hole[2], hole_len[2]; /* and where in it the strings stand that may differ */
+    lk__node          only_text; /* the text, while an event is read; -1: none, -2: several */
     /* Fills in the call; false: the call ended inside the callback, touch nothing. */
     bool            (*emit)(void *user, llmkit_event *event);
     void             *user;
@@ -8704,10 +8713,13 @@ LK__PRIV void lk__answer_reset(lk__answer *a); /* for another attempt or call */
 LK__PRIV void lk__answer_free(lk__answer *a);
 LK__PRIV bool lk__answer_emit(lk__answer *a, llmkit_event *event);
 
-/* The events of a stream mostly differ in one string.  learn notes an event that was nothing but a
- * piece of text, whose raw string is in it; fits tells whether another one is the same up to that
- * string, byte for byte: then it is as valid, says the same, and need not be parsed. */
-LK__PRIV void lk__answer_learn(lk__answer *a, llmkit_str data, llmkit_str raw);
+/* The events of a stream mostly differ in one string, the text, and some servers add another that
+ * nobody reads.  learn notes an event that was nothing but a piece of text: raw is that string in
+ * it, padding one behind it that may differ as well, or {NULL, 0}.  fits tells whether another
+ * event is the same but for these strings, byte for byte: then it is as valid, says the same, and
+ * need not be parsed. */
+LK__PRIV void lk__answer_learn(lk__answer *a, llmkit_str data, llmkit_str raw,
+                               llmkit_str padding);
 LK__PRIV bool lk__answer_fits(const lk__answer *a, llmkit_str data, llmkit_str *raw);
 
 /* The part with this index, begun anew if there is none; NULL with *error set. */
@@ -8752,23 +8764,40 @@ LK__PRIV bool lk__answer_emit(lk__answer *a, llmkit_event *event) {
     return a->emit(a->user, event);
 }
 
-LK__PRIV void lk__answer_learn(lk__answer *a, llmkit_str data, llmkit_str raw) {
+LK__PRIV void lk__answer_learn(lk__answer *a, llmkit_str data, llmkit_str raw,
+                               llmkit_str padding) {
     lk__buf_clear(&a->pattern);
-    a->hole = (size_t)(raw.ptr - data.ptr) - 1;
-    a->hole_len = raw.len + 2;
+    a->hole[0] = (size_t)(raw.ptr - data.ptr) - 1; /* with the quotes */
+    a->hole_len[0] = raw.len + 2;
+    a->hole[1] = padding.ptr ? (size_t)(padding.ptr - data.ptr) - 1 : data.len;
+    a->hole_len[1] = padding.ptr ? padding.len + 2 : 0;
     if (data.len < LK__PATTERN_BYTES) lk__buf_str(&a->pattern, data);
 }
 
+/* The bytes of the pattern from at to end, and then a string in place of the one there. */
+LK__PRIV bool lk__answer_step(const lk__answer *a, size_t at, size_t end, llmkit_str *data,
+                              llmkit_str *string) {
+    size_t len = end - at;
+    if (data->len < len || memcmp(data->ptr, a->pattern.ptr + at, len) != 0) return false;
+    *data = lk__str_from(*data, len);
+    string->ptr = data->ptr;
+    string->len = lk__json_string_len(*data);
+    *data = lk__str_from(*data, string->len);
+    return true;
+}
+
 LK__PRIV bool lk__answer_fits(const lk__answer *a, llmkit_str data, llmkit_str *raw) {
-    const lk__buf *p = &a->pattern;
-    size_t tail = p->len - a->hole - a->hole_len;
-    if (p->len == 0 || data.len < a->hole + 2 + tail) return false;
-    llmkit_str hole = { data.ptr + a->hole, data.len - a->hole - tail };
-    if (memcmp(data.ptr, p->ptr, a->hole) != 0 ||
-        memcmp(hole.ptr + hole.len, p->ptr + p->len - tail, tail) != 0 ||
-        !lk__json_is_string(hole))
+    llmkit_str text, other;
+    size_t first = a->hole[0], behind = first + a->hole_len[0];
+    size_t second = a->hole[1], rest = second + a->hole_len[1];
+    if (a->pattern.len == 0 || !lk__answer_step(a, 0, first, &data, &text) || text.len == 0)
         return false;
-    *raw = lk__str(hole.ptr + 1, hole.len - 2);
+    if (!lk__answer_step(a, behind, second, &data, &other)) return false;
+    if ((other.len == 0) != (a->hole_len[1] == 0)) return false;
+    size_t tail = a->pattern.len - rest;
+    if (data.len != tail || (tail && memcmp(data.ptr, a->pattern.ptr + rest, tail) != 0))
+        return false;
+    *raw = lk__str(text.ptr + 1, text.len - 2);
     return true;
 }
 
@@ -9265,7 +9294,9 @@ LK__PRIV bool lk__oai_delta(lk__answer *a, lk__node delta, llmkit_error *error) 
         llmkit_str name = lk__json_raw(j, key);
         lk__node value = lk__json_value_of(j, key);
         if (lk__str_eq(name, LK__STR("content"))) {
-            if (lk__json_type_of(j, value) == LK__JSON_STRING) a->only_text = value;
+            /* Of two members of one name either might be the one that speaks next time. */
+            a->only_text = a->only_text == -1 && lk__json_type_of(j, value) == LK__JSON_STRING
+                               ? value : -2;
             if (!lk__oai_piece(a, LLMKIT_EV_TEXT, value, error)) return false;
         } else if (lk__str_eq(name, LK__STR("refusal"))) {
             if (!lk__oai_piece(a, LLMKIT_EV_REFUSAL, value, error)) return false;
@@ -9305,10 +9336,11 @@ LK__PRIV bool lk__oai_start(lk__answer *a, lk__node model, llmkit_error *error) 
 /* The members of an event that matter, found in one walk. */
 typedef struct lk__oai_chunk {
     lk__node model, choices, usage, error;
+    lk__node padding; /* a string behind the choices that is not read: OpenAI sends one */
 } lk__oai_chunk;
 
 LK__PRIV lk__oai_chunk lk__oai_members(const lk__json *j) {
-    lk__oai_chunk c = { -1, -1, -1, -1 };
+    lk__oai_chunk c = { -1, -1, -1, -1, -1 };
     for (lk__node key = lk__json_first(j, 0); key >= 0; key = lk__json_next(j, key)) {
         llmkit_str name = lk__json_raw(j, key);
         lk__node value = lk__json_value_of(j, key);
@@ -9316,6 +9348,7 @@ LK__PRIV lk__oai_chunk lk__oai_members(const lk__json *j) {
         else if (lk__str_eq(name, LK__STR("model"))) c.model = value;
         else if (lk__str_eq(name, LK__STR("usage"))) c.usage = value;
         else if (lk__str_eq(name, LK__STR("error"))) c.error = value;
+        else if (c.choices >= 0 && lk__json_type_of(j, value) == LK__JSON_STRING) c.padding = value;
     }
     return c;
 }
@@ -9331,7 +9364,7 @@ LK__PRIV bool lk__oai_another(lk__answer *a, llmkit_str raw, llmkit_error *error
 }
 
 LK__PRIV bool lk__oai_read_event(lk__answer *a, llmkit_str data, llmkit_error *error) {
-    llmkit_str raw;
+    llmkit_str raw, none = { NULL, 0 };
     if (lk__answer_fits(a, data, &raw)) return lk__oai_another(a, raw, error);
     if (lk__str_eq(data, LK__STR("[DONE]"))) {
         a->complete = true;
@@ -9362,7 +9395,8 @@ LK__PRIV bool lk__oai_read_event(lk__answer *a, llmkit_str data, llmkit_error *e
     if (lk__json_type_of(a->json, c.usage) != LK__JSON_OBJECT) {
         bool finished = a->finish != LLMKIT_UNFINISHED;
         if (a->only_text >= 0 && a->told == told + 1 && !finished)
-            lk__answer_learn(a, data, lk__json_raw(a->json, a->only_text));
+            lk__answer_learn(a, data, lk__json_raw(a->json, a->only_text),
+                             c.padding >= 0 ? lk__json_raw(a->json, c.padding) : none);
         return true;
     }
     a->usage = lk__oai_usage(a->json, c.usage);
@@ -9593,7 +9627,7 @@ typedef struct lk__call {
     lk__buf          head, body;   /* of the request */
     lk__buf          input;        /* the reply's body, where it is collected */
     lk__buf          arena, tools; /* what a whole reply's views point to */
-    lk__buf          model;        /* as the provider named it */
+    char             model[256];   /* as the provider named it */
     lk__sse          sse;
     lk__answer       answer;
     llmkit_error     error; /* of this attempt */
@@ -9660,7 +9694,7 @@ LK__PRIV bool lk__call_start_event(lk__call *c) {
     c->committed = true;
     llmkit_event e = { .type = LLMKIT_EV_START };
     e.provider = lk__str_z(c->provider->name);
-    e.model = lk__buf_view(&c->model);
+    e.model = lk__str_z(c->model);
     e.request_id = lk__str_z(c->request_id);
     return lk__call_tell(c, &e);
 }
@@ -9670,8 +9704,7 @@ LK__PRIV bool lk__call_start_event(lk__call *c) {
 LK__PRIV bool lk__call_emit(void *user, llmkit_event *e) {
     lk__call *c = user;
     if (e->type == LLMKIT_EV_START) {
-        lk__buf_clear(&c->model);
-        lk__buf_str(&c->model, e->model);
+        lk__str_copy(c->model, sizeof c->model, e->model);
         return true;
     }
     if (!c->committed && !lk__call_start_event(c)) return false;
@@ -9686,7 +9719,7 @@ LK__PRIV void lk__call_last_event(lk__call *c, const llmkit_error *error) {
     e.usage = c->answer.usage;
     e.attempts = c->attempts;
     e.provider = lk__str_z(c->provider->name);
-    e.model = lk__buf_view(&c->model);
+    e.model = lk__str_z(c->model);
     e.request_id = lk__str_z(c->request_id);
     c->on_event(c->user, &e);
 }
@@ -9747,7 +9780,7 @@ LK__PRIV void lk__call_try(lk__call *c) {
     c->request_id[0] = '\0';
     memset(&c->error, 0, sizeof c->error);
     lk__buf_clear(&c->input);
-    lk__buf_clear(&c->model);
+    c->model[0] = '\0';
     if (c->stream) {
         lk__answer_reset(&c->answer);
         lk__sse_reset(&c->sse);
@@ -9979,7 +10012,6 @@ LK__PRIV void lk__call_free(lk__call *c) {
     lk__buf_free(&c->input);
     lk__buf_free(&c->arena);
     lk__buf_free(&c->tools);
-    lk__buf_free(&c->model);
     lk__free(env, c, sizeof *c);
 }
 
@@ -10010,7 +10042,6 @@ LK__PRIV lk__call *lk__call_new(llmkit_client *client) {
     lk__buf_init(&c->input, env, 0);
     lk__buf_init(&c->arena, env, 0);
     lk__buf_init(&c->tools, env, 0);
-    lk__buf_init(&c->model, env, 1024);
     lk__sse_init(&c->sse, env, LLMKIT_MAX_EVENT_BYTES);
     lk__answer_init(&c->answer, env);
     c->answer.json = &client->json;
@@ -10499,6 +10530,10 @@ LLMKIT_API llmkit_err llmkit_client_warm(llmkit_client *client, const char *prov
     return LLMKIT_OK;
 }
 
+#undef LK__CALL_FIRST_BYTE_MS
+#undef LK__CALL_GRACE_NS
+#undef LK__CALL_WHOLE_MS
+
 /* ==== >>llm/stream.c ========================================================================== */
 /* llm/stream.c -- the two blocking ways to call: whole replies, streams one event at a time */
 
@@ -10889,6 +10924,16 @@ LK__PRIV lk__line_kind lk__line_next(lk__line_reader *r, llmkit_str *line) {
 
 /* ---- writing --------------------------------------------------------------------------------- */
 
+/* A run that was killed may have left a part of its last line, which ours must not run into. */
+LK__PRIV bool lk__line_is_torn(const char *path, uint64_t size) {
+    char last = '\n';
+    int fd = size ? open(path, O_RDONLY | O_CLOEXEC) : -1;
+    if (fd < 0) return false;
+    bool torn = pread(fd, &last, 1, (off_t)(size - 1)) == 1 && last != '\n';
+    close(fd);
+    return torn;
+}
+
 LK__PRIV llmkit_err lk__line_writer_open(lk__line_writer *w, const llmkit_env *env,
                                          const char *path, bool append, llmkit_error *error) {
     memset(w, 0, sizeof *w);
@@ -10900,6 +10945,7 @@ LK__PRIV llmkit_err lk__line_writer_open(lk__line_writer *w, const llmkit_env *e
     w->regular = fstat(w->fd, &st) == 0 && S_ISREG(st.st_mode);
     w->size = w->regular ? (uint64_t)st.st_size : 0;
     lk__buf_init(&w->buf, env, 0);
+    if (append && lk__line_is_torn(path, w->size)) lk__buf_ch(&w->buf, '\n');
     if (append || w->size == 0) return LLMKIT_OK;
     lk__line_writer_close(w);
     return lk__fail(error, LLMKIT_E_ARG, "%s exists and is not empty: name another file, or append "
@@ -11686,6 +11732,13 @@ LK__PRIV llmkit_err lk__batch_set_endpoints(llmkit_batch *b, const llmkit_batch_
     return err;
 }
 
+/* One file under two names, by a link. */
+LK__PRIV bool lk__batch_is_same(int a, int b) {
+    struct stat x, y;
+    if (fstat(a, &x) || fstat(b, &y) || !S_ISREG(x.st_mode)) return false;
+    return x.st_dev == y.st_dev && x.st_ino == y.st_ino;
+}
+
 /* The outputs last: nothing is created where the rest is wrong. */
 LK__PRIV llmkit_err lk__batch_open_files(llmkit_batch *b, const llmkit_batch_desc *d,
                                          llmkit_error *error) {
@@ -11706,6 +11759,12 @@ LK__PRIV llmkit_err lk__batch_open_files(llmkit_batch *b, const llmkit_batch_des
     }
     if (!err) err = lk__line_writer_open(&b->save, &b->env, b->save_path, d->append, error);
     if (!err) err = lk__line_writer_open(&b->errors, &b->env, b->errors_path, d->append, error);
+    if (!err && (lk__batch_is_same(b->in.fd, b->save.fd) ||
+                 lk__batch_is_same(b->in.fd, b->errors.fd) ||
+                 lk__batch_is_same(b->save.fd, b->errors.fd)))
+        err = lk__fail(error, LLMKIT_E_ARG, "requests, results and errors need three files, and "
+                       "two of these are one: %s, %s, %s", b->requests_path, b->save_path,
+                       b->errors_path);
     return err;
 }
 

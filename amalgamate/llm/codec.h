@@ -69,8 +69,8 @@ LK__PRIV bool lk__answer_emit(lk__answer *a, llmkit_event *event);
 /* The events of a stream mostly differ in one string, the text, and some servers add another that
  * nobody reads.  learn notes an event that was nothing but a piece of text: raw is that string in
  * it, padding one behind it that may differ as well, or {NULL, 0}.  fits tells whether another
- * event is the same but for these strings, byte for byte: then it is as valid, says the same, and need
- * not be parsed. */
+ * event is the same but for these strings, byte for byte: then it is as valid, says the same, and
+ * need not be parsed. */
 LK__PRIV void lk__answer_learn(lk__answer *a, llmkit_str data, llmkit_str raw,
                                llmkit_str padding);
 LK__PRIV bool lk__answer_fits(const lk__answer *a, llmkit_str data, llmkit_str *raw);
