@@ -833,7 +833,7 @@ LLMKIT_API void llmkit_exchange_abort(llmkit_exchange *exchange);
 
 #if defined(LLMKIT_IMPLEMENTATION) && !defined(LLMKIT_IMPLEMENTED)
 #define LLMKIT_IMPLEMENTED
-#define LK__SOURCE_SUM "0920b0747772831a"
+#define LK__SOURCE_SUM "a62cafc93196cc60"
 
 /* ==== >>core/platform.h ======================================================================= */
 /* core/platform.h -- system headers, and what the platform and the compiler have */
@@ -11238,7 +11238,11 @@ LK__PRIV void lk__job_failed(lk__job *job, const llmkit_error *error) {
     job->error = *error;
     b->stats.errors[error->code]++;
     b->endpoint_stats[job->endpoint].failed++;
-    int64_t delay = lk__retry_delay(&b->retry, job->attempts, error, lk__loop_rand(b->loop));
+    lk__rand *rand = lk__loop_rand(b->loop);
+    int64_t delay = lk__retry_delay(&b->retry, job->attempts, error, rand);
+    /* Lines that were refused together with one Retry-After must not come back together. */
+    if (error->retry_after_ms && delay > 0)
+        delay += (int64_t)((double)delay * lk__rand_unit(rand) / 4);
     if (delay < 0 || b->obeyed || b->error.code ||
         lk__timer_set(b->loop, &job->timer, lk__batch_now(b) + delay)) {
         lk__job_fail(job);

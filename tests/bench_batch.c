@@ -1,6 +1,6 @@
 /* bench_batch.c -- 10,000 lines at 10,000 requests a second, plain and over TLS, and flat out
  *
- * Two mock servers share one core, the batch has another.  The mocks are slow enough (50 ms) that 500
+ * Two mock servers share one core, the batch has another.  The mocks take 50 ms, so that 500
  * requests are in flight.  What the batch costs is measured in its own process. */
 #include "load.h"
 

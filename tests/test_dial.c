@@ -151,9 +151,10 @@ static void silence_moves_on_after_250_ms(void **state) {
     start(&t);
     turns(&t, 10);
     pass(&t, 249);
+    pass(&t, 1);
     pass(&t, 249);
     assert_int_equal(t.results, 0);
-    pass(&t, 2);
+    pass(&t, 1);
     connected_to(&t, 2);
     track_close(&t);
 }
@@ -373,6 +374,30 @@ static void readiness_without_a_connection_is_no_connection(void **state) {
     track_close(&t);
 }
 
+static void an_earlier_attempt_may_still_win(void **state) {
+    (void)state;
+    track t;
+    track_open(&t);
+    llmkit_loop_destroy(t.loop);
+    t.loop = llmkit_loop_create(&(llmkit_loop_desc){ .env = t.world.env, .watch = note_watch },
+                                NULL);
+    add_listener(&t, 5);
+    add_listener(&t, 5);
+    start(&t);
+    turns(&t, 2);
+    int first = watched_fd;
+    pass(&t, 251);
+    int second = watched_fd;
+    assert_true(second != first);
+    llmkit_loop_ready(t.loop, first, LLMKIT_WRITE); /* both are connected; this one is told first */
+    llmkit_loop_ready(t.loop, second, LLMKIT_WRITE);
+    turns(&t, 2);
+    connected_to(&t, 0);
+    assert_int_equal(t.fd, first);
+    assert_int_equal(fcntl(second, F_GETFD), -1); /* the other was closed */
+    track_close(&t);
+}
+
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(the_first_address_that_answers_wins),
     cmocka_unit_test(a_refusal_moves_on_at_once),
@@ -387,6 +412,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(failing_calls_move_on),
     cmocka_unit_test(every_allocation_may_fail),
     cmocka_unit_test(readiness_without_a_connection_is_no_connection),
+    cmocka_unit_test(an_earlier_attempt_may_still_win),
 };
 
 LK_TEST_MAIN(tests)

@@ -252,7 +252,11 @@ LK__PRIV void lk__job_failed(lk__job *job, const llmkit_error *error) {
     job->error = *error;
     b->stats.errors[error->code]++;
     b->endpoint_stats[job->endpoint].failed++;
-    int64_t delay = lk__retry_delay(&b->retry, job->attempts, error, lk__loop_rand(b->loop));
+    lk__rand *rand = lk__loop_rand(b->loop);
+    int64_t delay = lk__retry_delay(&b->retry, job->attempts, error, rand);
+    /* Lines that were refused together with one Retry-After must not come back together. */
+    if (error->retry_after_ms && delay > 0)
+        delay += (int64_t)((double)delay * lk__rand_unit(rand) / 4);
     if (delay < 0 || b->obeyed || b->error.code ||
         lk__timer_set(b->loop, &job->timer, lk__batch_now(b) + delay)) {
         lk__job_fail(job);

@@ -11,7 +11,6 @@
 #include <string.h>
 #include <strings.h>
 #include <sys/ioctl.h>
-#include <sys/resource.h>
 #include <unistd.h>
 
 #include "args.h"
@@ -425,14 +424,6 @@ static void print_summary(const options *o, const llmkit_batch_stats *s) {
 
 /* ---- the command ----------------------------------------------------------------------------- */
 
-/* Each request in flight is a connection, more than the usual soft limit of 1024 descriptors. */
-static void raise_descriptor_limit(void) {
-    struct rlimit limit;
-    if (getrlimit(RLIMIT_NOFILE, &limit)) return;
-    limit.rlim_cur = limit.rlim_max;
-    setrlimit(RLIMIT_NOFILE, &limit);
-}
-
 static llmkit_batch *open_batch(const options *o, const endpoints *e, llmkit_tls *tls, progress *p,
                                 llmkit_error *error) {
     return llmkit_batch_create(&(llmkit_batch_desc){
@@ -492,7 +483,7 @@ int lk_batch_main(int argc, char **argv) {
     llmkit_batch *batch = NULL;
     status = 1;
     if (!read_endpoints(&all, &o.endpoints)) goto end;
-    raise_descriptor_limit();
+    lk_raise_descriptor_limit();
     if (o.ca) tls = llmkit_tls_create(&(llmkit_tls_desc){ .ca_file = o.ca }, &error);
     if (tls || !o.ca) batch = open_batch(&o, &all, tls, &p, &error);
     if (batch)

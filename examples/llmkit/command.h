@@ -14,4 +14,8 @@ void lk_say(const char *format, ...);
  * (llmkit_loop_stop and llmkit_batch_stop are fine).  Interrupted calls are restarted. */
 void lk_catch_stop(void (*stop)(int signal));
 
+/* As many descriptors as may be had: each request in flight is a connection, and the usual soft
+ * limit is 1024. */
+void lk_raise_descriptor_limit(void);
+
 #endif

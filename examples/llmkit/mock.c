@@ -8,7 +8,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
 #include <time.h>
 
 #include "args.h"
@@ -919,14 +918,6 @@ static void on_stop(int signal) {
     llmkit_loop_stop(running);
 }
 
-/* Thousands of connections need more descriptors than the usual soft limit of 1024. */
-static void raise_descriptor_limit(void) {
-    struct rlimit limit;
-    if (getrlimit(RLIMIT_NOFILE, &limit)) return;
-    limit.rlim_cur = limit.rlim_max;
-    setrlimit(RLIMIT_NOFILE, &limit);
-}
-
 static bool open_tls(mock *m, llmkit_error *error) {
     const options *o = &m->options;
     if (!o->tls) return true;
@@ -1013,7 +1004,7 @@ int lk_mock_main(int argc, char **argv) {
     if (!lk_args_parse(&args, &m.options, &argc, argv, &status)) return status;
     m.random = m.options.seed;
     llmkit_error error = { 0 };
-    raise_descriptor_limit();
+    lk_raise_descriptor_limit();
     if (open_all(&m, &error)) {
         print_address(&m);
         running = m.loop;
