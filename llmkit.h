@@ -632,12 +632,13 @@ LLMKIT_API llmkit_err llmkit_client_warm(llmkit_client *client, const char *prov
                                          uint32_t count, llmkit_error *error);
 
 /* Whole: blocks until the reply is complete, and returns reply->error.code.  Free the reply in
- * either case.  Inside a callback of the same loop: E_BUSY. */
+ * either case.  Inside a callback of the same loop: E_BUSY; on a loop with desc.watch: E_ARG. */
 LLMKIT_API llmkit_err llmkit_complete(llmkit_client *client, const llmkit_request *request,
                                       llmkit_reply *reply);
 
 /* Pull: for (llmkit_event e; llmkit_stream_next(s, &e);) ...  The last event is EV_DONE.  NULL on
- * failure. */
+ * failure, and on a loop with desc.watch.  Inside a callback of the same loop _next does not wait:
+ * false where no event is there yet. */
 typedef struct llmkit_stream llmkit_stream;
 LLMKIT_API llmkit_stream *llmkit_stream_open(llmkit_client *client, const llmkit_request *request,
                                              llmkit_error *error);
@@ -675,8 +676,8 @@ typedef struct llmkit_endpoint_stats {
     uint64_t    attempts, saved, failed; /* failed attempts, retried ones included */
 } llmkit_endpoint_stats;
 
-/* Latency is measured from the intended send time (start + n / rate), service time from the first
- * byte sent of the last attempt. */
+/* Latency is measured from the intended send time (start + n / rate), service time from the start
+ * of the attempt that was saved, its wait for a connection included. */
 typedef struct llmkit_batch_stats {
     uint64_t started, saved, failed;  /* lines; failed: in the errors file, malformed included */
     uint64_t malformed, attempts, retries;
@@ -716,7 +717,7 @@ typedef struct llmkit_batch_desc {
     size_t                 num_endpoints;
     const char            *model, *system;
     llmkit_tls            *tls;
-    double   max_requests_per_s; /* retries included; default: no limit */
+    double   max_requests_per_s; /* retries included; at most 1e9; default: no limit */
     uint32_t max_attempts;       /* for each line, the first included; default 3 */
     uint32_t max_in_flight;      /* default 4096; what waits for a retry counts */
     uint32_t warm;               /* connections opened before the clock starts; default: 50 ms'
@@ -725,7 +726,8 @@ typedef struct llmkit_batch_desc {
     uint32_t max_tokens;         /* of each reply; default: the model's */
     uint32_t backoff_ms, max_backoff_ms, max_retry_after_ms;  /* as in llmkit_client_desc */
     uint32_t connect_ms, tls_ms, first_byte_ms, idle_ms, total_ms; /* likewise, for one attempt */
-    /* Called on the batch's thread every progress_ms (default 200) and once at the end. */
+    /* Called on the batch's thread every progress_ms (default 200) and once at the end.  It may
+     * stop the batch, and must not destroy it. */
     void   (*progress)(void *user, const llmkit_batch_stats *stats);
     uint32_t progress_ms;
     void    *user;
@@ -745,13 +747,13 @@ LLMKIT_API llmkit_err llmkit_batch_run(llmkit_batch *batch, llmkit_error *error)
  * flight.  Second: record it as E_CANCELLED at once. */
 LLMKIT_API void llmkit_batch_stop(llmkit_batch *batch);
 LLMKIT_API llmkit_batch_stats llmkit_batch_read(const llmkit_batch *batch);
-LLMKIT_API void llmkit_batch_destroy(llmkit_batch *batch);
+LLMKIT_API void llmkit_batch_destroy(llmkit_batch *batch); /* not while it runs; NULL is fine */
 
 /* ==== >>api/server.h ========================================================================== */
 /* api/server.h -- an HTTP/1.1 server on the loop */
 
 /* Belongs to its loop's thread.  Everything is bounded: a slow or hostile peer costs at most the
- * sizes below, for at most the times below. */
+ * sizes below, and is closed when it has made no progress for the times below. */
 typedef struct llmkit_server   llmkit_server;
 typedef struct llmkit_exchange llmkit_exchange; /* one HTTP request being answered */
 
@@ -833,7 +835,7 @@ LLMKIT_API void llmkit_exchange_abort(llmkit_exchange *exchange);
 
 #if defined(LLMKIT_IMPLEMENTATION) && !defined(LLMKIT_IMPLEMENTED)
 #define LLMKIT_IMPLEMENTED
-#define LK__SOURCE_SUM "a62cafc93196cc60"
+#define LK__SOURCE_SUM "0acba229a60f28f3"
 
 /* ==== >>core/platform.h ======================================================================= */
 /* core/platform.h -- system headers, and what the platform and the compiler have */
@@ -4122,6 +4124,8 @@ typedef struct lk__task {
 
 LK__PRIV void lk__defer(llmkit_loop *loop, lk__task *task);
 LK__PRIV void lk__undefer(llmkit_loop *loop, lk__task *task);
+/* For the last thing in this turn, even where a task calls it: the loop may end with the turn. */
+LK__PRIV void lk__defer_last(llmkit_loop *loop, lk__task *task);
 
 /* A descriptor that is watched.  Level-triggered: fn is called again while it stays ready, and at
  * times without need, so that a read may find nothing (EAGAIN).  Errors and hang-ups are reported
@@ -4178,6 +4182,7 @@ LK__PRIV void lk__loop_unhold(llmkit_loop *loop);
 /* The time of this turn, read once when its waiting ended; outside callbacks read afresh. */
 LK__PRIV int64_t lk__loop_now(const llmkit_loop *loop);
 LK__PRIV bool lk__loop_inside(const llmkit_loop *loop); /* a callback of it is running */
+LK__PRIV bool lk__loop_can_wait(const llmkit_loop *loop); /* false: only its host can */
 LK__PRIV const llmkit_env *lk__loop_env(const llmkit_loop *loop);
 LK__PRIV const lk__sys *lk__loop_sys(const llmkit_loop *loop);
 LK__PRIV void lk__loop_set_sys(llmkit_loop *loop, const lk__sys *sys); /* for tests */
@@ -4712,7 +4717,7 @@ struct llmkit_loop {
     void *watch_user;
     lk__poller poller;
     lk__timers timers;
-    lk__queue ready, tasks;
+    lk__queue ready, tasks, last;
     int64_t now_ns;
     int calls;   /* made in this turn */
     bool firing; /* timers are being called */
@@ -4775,6 +4780,11 @@ LK__PRIV void lk__defer(llmkit_loop *loop, lk__task *task) {
 
 LK__PRIV void lk__undefer(llmkit_loop *loop, lk__task *task) {
     lk__queue_remove(&loop->tasks, task);
+}
+
+LK__PRIV void lk__defer_last(llmkit_loop *loop, lk__task *task) {
+    LK__ASSERT(lk__loop_inside(loop));
+    lk__queue_add(&loop->last, task);
 }
 
 /* Readiness. */
@@ -5050,6 +5060,7 @@ LK__PRIV llmkit_err lk__loop_turn(llmkit_loop *loop, int max_ms) {
     lk__loop_fire(loop);
     lk__posts_run(loop);
     loop->calls += lk__queue_run(&loop->tasks);
+    (void)lk__queue_run(&loop->last);
     lk__store_relaxed(&loop->owner, NULL);
     return err;
 }
@@ -5065,7 +5076,7 @@ LLMKIT_API int llmkit_loop_poll(llmkit_loop *loop, int max_ms) {
 
 LLMKIT_API llmkit_err llmkit_loop_run(llmkit_loop *loop) {
     if (lk__loop_inside(loop)) return LLMKIT_E_BUSY;
-    if (loop->watch) return LLMKIT_E_ARG; /* only its host can wait */
+    if (!lk__loop_can_wait(loop)) return LLMKIT_E_ARG;
     llmkit_err err = LLMKIT_OK;
     while (!err && lk__exchange_u32(&loop->stop, 0) == 0) {
         if (loop->holds == 0 && !loop->tasks.first && !lk__posts_wait(loop)) break;
@@ -5130,6 +5141,7 @@ LLMKIT_API llmkit_loop *llmkit_loop_create(const llmkit_loop_desc *desc, llmkit_
     loop->poller = (lk__poller){ .env = &loop->env, .ready = &loop->ready, .fd = -1 };
     lk__queue_init(&loop->ready);
     lk__queue_init(&loop->tasks);
+    lk__queue_init(&loop->last);
     lk__rand_init(&loop->rand, &loop->env);
     if (!loop->watch && lk__poller_open(&loop->poller, error)) goto fail;
     if (!lk__wake_open(loop, error)) return loop;
@@ -5164,6 +5176,10 @@ LLMKIT_API void llmkit_loop_destroy(llmkit_loop *loop) {
  * or a call that differs between systems. */
 LK__PRIV bool lk__loop_inside(const llmkit_loop *loop) {
     return lk__load_relaxed(&loop->owner) == (void *)&errno;
+}
+
+LK__PRIV bool lk__loop_can_wait(const llmkit_loop *loop) {
+    return !loop->watch;
 }
 
 LK__PRIV int64_t lk__loop_now(const llmkit_loop *loop) {
@@ -7161,6 +7177,8 @@ struct lk__wire {
 #if LLMKIT_WITH_TLS
     lk__tls            *tls;       /* NULL: plain */
     lk__buf             in;        /* of the peer's, received while the engine could take no more */
+    lk__buf             record;    /* taken out of the engine while the socket was full */
+    size_t              record_sent;
 #endif
 };
 
@@ -7198,7 +7216,7 @@ LK__PRIV bool lk__wire_waits_to_send(const lk__wire *w) {
 #if LLMKIT_WITH_TLS
     if (w->tls) {
         unsigned wants = lk__tls_wants(w->tls);
-        return (wants & LK__TLS_SEND_WIRE) ||
+        return w->record.len > 0 || (wants & LK__TLS_SEND_WIRE) ||
                ((wants & LK__TLS_SEND_APP) && lk__wire_unsent(w) > 0);
     }
 #endif
@@ -7275,17 +7293,36 @@ LK__PRIV llmkit_err lk__wire_keep(lk__wire *w, llmkit_str rest) {
 }
 
 #if LLMKIT_WITH_TLS
-/* Engine to socket.  False: the socket is full.  What a broken one does not take is dropped, since
- * the engine reads nothing before its own records are out. */
+/* False: the socket is full.  What a broken one does not take is dropped. */
+LK__PRIV bool lk__wire_send_record(lk__wire *w) {
+    while (w->record.len > w->record_sent) {
+        struct iovec iov = { w->record.ptr + w->record_sent, w->record.len - w->record_sent };
+        size_t n = lk__wire_send(w, &iov, 1);
+        if (n == 0 && !w->broken) return false;
+        w->record_sent += w->broken ? iov.iov_len : n;
+    }
+    lk__buf_free(&w->record);
+    w->record_sent = 0;
+    return true;
+}
+
+/* Engine to socket.  False: the socket is full.  The engine's buffer serves both directions and is
+ * busy until its record is out, so a record that must wait is put aside: two peers that both write
+ * more than their sockets hold would wait for each other for ever. */
 LK__PRIV bool lk__wire_flush_records(lk__wire *w) {
+    if (!lk__wire_send_record(w)) return false;
     while (lk__tls_wants(w->tls) & LK__TLS_SEND_WIRE) {
         size_t len;
         uint8_t *bytes = lk__tls_buf(w->tls, LK__TLS_SEND_WIRE, &len);
         struct iovec iov = { bytes, len };
         size_t n = lk__wire_send(w, &iov, 1);
-        if (w->broken) n = len;
-        if (n == 0) return false;
-        lk__tls_ack(w->tls, LK__TLS_SEND_WIRE, n);
+        if (n == 0 && !w->broken) {
+            lk__buf_add(&w->record, bytes, len);
+            if (!w->record.failed) lk__tls_ack(w->tls, LK__TLS_SEND_WIRE, len);
+            w->record.failed = LLMKIT_OK; /* without memory it waits in the engine */
+            return false;
+        }
+        lk__tls_ack(w->tls, LK__TLS_SEND_WIRE, w->broken ? len : n);
     }
     return true;
 }
@@ -7293,7 +7330,7 @@ LK__PRIV bool lk__wire_flush_records(lk__wire *w) {
 /* Application bytes into the engine, records to the socket whenever one is full. */
 LK__PRIV size_t lk__wire_encrypt(lk__wire *w, llmkit_str bytes) {
     size_t done = 0;
-    while (w->ready && done < bytes.len) {
+    while (w->ready && w->record.len == 0 && done < bytes.len) {
         size_t room = 0;
         uint8_t *at = NULL;
         if (lk__tls_wants(w->tls) & LK__TLS_SEND_APP)
@@ -7311,6 +7348,7 @@ LK__PRIV size_t lk__wire_encrypt(lk__wire *w, llmkit_str bytes) {
 }
 
 LK__PRIV void lk__wire_push_tls(lk__wire *w) {
+    lk__wire_flush_records(w);
     while (lk__wire_unsent(w) > 0) {
         llmkit_str rest = lk__str_from(lk__buf_view(&w->out), w->out_sent);
         size_t n = lk__wire_encrypt(w, rest);
@@ -7578,6 +7616,7 @@ LK__PRIV llmkit_err lk__wire_open(lk__wire *w, llmkit_loop *loop, int fd, const 
     llmkit_err err = LLMKIT_OK;
 #if LLMKIT_WITH_TLS
     lk__buf_init(&w->in, env, 2 * (size_t)LLMKIT_READ_BYTES);
+    lk__buf_init(&w->record, env, 0);
     if (tls && !(w->tls = lk__tls_open(tls, env, host, port, error))) err = error->code;
 #else
     (void)host, (void)port;
@@ -7607,6 +7646,7 @@ LK__PRIV void lk__wire_close(lk__wire *w) {
     lk__wire_drop_out(w);
 #if LLMKIT_WITH_TLS
     lk__buf_free(&w->in);
+    lk__buf_free(&w->record);
     lk__tls_free(w->tls);
     w->tls = NULL;
 #endif
@@ -8272,6 +8312,14 @@ LK__PRIV void lk__conn_first_byte(lk__conn *c, lk__fetch *f) {
     lk__timer_set(c->origin->pool->desc.loop, &f->timer, due);
 }
 
+/* Only 1xx responses have come so far: the reply itself is awaited as before. */
+LK__PRIV void lk__conn_interim(lk__conn *c, lk__fetch *f) {
+    f->state = LK__FETCH_SENT;
+    f->first_ns = 0;
+    int64_t due = lk__deadline(f->sent_ns, f->first_byte_ns);
+    lk__timer_set(c->origin->pool->desc.loop, &f->timer, due);
+}
+
 LK__PRIV void lk__conn_on_bytes(lk__wire *w, llmkit_str bytes) {
     lk__conn *c = LK__CONTAINER(w, lk__conn, wire);
     lk__fetch *f = c->fetch;
@@ -8280,12 +8328,13 @@ LK__PRIV void lk__conn_on_bytes(lk__wire *w, llmkit_str bytes) {
         return;
     }
     f->heard_ns = lk__origin_now(c->origin);
-    if (!c->heard) lk__conn_first_byte(c, f);
+    if (f->state == LK__FETCH_SENT) lk__conn_first_byte(c, f);
     lk__head head;
     llmkit_str piece;
     while (c->fetch == f) { /* a callback may stop the fetch, and free it */
         switch (lk__http_feed(&c->http, &bytes, &head, &piece)) {
         case LK__HTTP_MORE:
+            if (c->http.interim > 0) lk__conn_interim(c, f);
             return;
         case LK__HTTP_HEAD:
             if (bytes.len == 0 && head.length > 0) c->origin->splits = c->wire.quick_ack = true;
@@ -10503,7 +10552,7 @@ LLMKIT_API void llmkit_client_destroy(llmkit_client *client) {
         return;
     }
     client->burial.fn = lk__client_on_burial;
-    lk__defer(client->loop, &client->burial);
+    lk__defer_last(client->loop, &client->burial);
 }
 
 LLMKIT_API llmkit_loop *llmkit_client_loop(llmkit_client *client) {
@@ -10641,6 +10690,9 @@ LLMKIT_API llmkit_err llmkit_complete(llmkit_client *client, const llmkit_reques
     lk__whole w = { .env = &env, .reply = reply };
     llmkit_loop *loop = client->loop;
     lk__reply_clear(reply);
+    if (!lk__loop_can_wait(loop))
+        return lk__fail(&reply->error, LLMKIT_E_ARG, "llmkit_complete cannot wait on a loop with "
+                        "desc.watch: use llmkit_submit_whole");
     if (lk__loop_inside(loop))
         return lk__fail(&reply->error, LLMKIT_E_BUSY,
                         "llmkit_complete cannot wait inside a callback: use llmkit_submit_whole");
@@ -10733,6 +10785,11 @@ LLMKIT_API llmkit_stream *llmkit_stream_open(llmkit_client *client, const llmkit
                                              llmkit_error *error) {
     llmkit_error local;
     if (!error) error = &local;
+    if (!lk__loop_can_wait(client->loop)) {
+        lk__fail(error, LLMKIT_E_ARG, "a stream cannot wait on a loop with desc.watch: use "
+                 "llmkit_submit");
+        return NULL;
+    }
     llmkit_stream *s = lk__alloc(&client->env, sizeof *s);
     if (!s) {
         lk__fail(error, LLMKIT_E_NOMEM, "no memory for a stream");
@@ -10824,6 +10881,7 @@ typedef struct lk__line_writer {
     int         fd;
     const char *path;
     lk__buf     buf;
+    size_t      whole;   /* bytes of whole lines in it */
     bool        regular; /* a file that can be cut back */
     uint64_t    size;    /* of whole lines in the file */
 } lk__line_writer;
@@ -10832,6 +10890,8 @@ typedef struct lk__line_writer {
 LK__PRIV llmkit_err lk__line_writer_open(lk__line_writer *w, const llmkit_env *env,
                                          const char *path, bool append, llmkit_error *error);
 LK__PRIV void lk__line_writer_close(lk__line_writer *w); /* drops what is not flushed */
+/* After a line was written to buf, its LF too: one that found no memory is taken back whole. */
+LK__PRIV llmkit_err lk__line_close(lk__line_writer *w, llmkit_error *error);
 LK__PRIV llmkit_err lk__line_flush(lk__line_writer *w, llmkit_error *error);
 
 /* ==== >>llm/lines.c =========================================================================== */
@@ -10946,6 +11006,7 @@ LK__PRIV llmkit_err lk__line_writer_open(lk__line_writer *w, const llmkit_env *e
     w->size = w->regular ? (uint64_t)st.st_size : 0;
     lk__buf_init(&w->buf, env, 0);
     if (append && lk__line_is_torn(path, w->size)) lk__buf_ch(&w->buf, '\n');
+    w->whole = w->buf.len;
     if (append || w->size == 0) return LLMKIT_OK;
     lk__line_writer_close(w);
     return lk__fail(error, LLMKIT_E_ARG, "%s exists and is not empty: name another file, or append "
@@ -10965,13 +11026,20 @@ LK__PRIV void lk__line_undo(lk__line_writer *w, size_t written) {
     while (whole > 0 && w->buf.ptr[whole - 1] != '\n') whole--;
     w->size += whole;
     lk__buf_drop(&w->buf, w->regular ? whole : written);
+    w->whole = w->buf.len;
     if (w->regular && whole < written && ftruncate(w->fd, (off_t)w->size)) w->regular = false;
+}
+
+LK__PRIV llmkit_err lk__line_close(lk__line_writer *w, llmkit_error *error) {
+    llmkit_err err = w->buf.failed;
+    if (err) w->buf.len = w->whole;
+    w->buf.failed = LLMKIT_OK;
+    w->whole = w->buf.len;
+    return err ? lk__fail(error, err, "no memory for a line of %s", w->path) : LLMKIT_OK;
 }
 
 LK__PRIV llmkit_err lk__line_flush(lk__line_writer *w, llmkit_error *error) {
     size_t done = 0;
-    if (w->buf.failed)
-        return lk__fail(error, w->buf.failed, "no memory for the lines of %s", w->path);
     while (done < w->buf.len) {
         ssize_t n = write(w->fd, w->buf.ptr + done, w->buf.len - done);
         if (n < 0 && errno == EINTR) continue;
@@ -10983,6 +11051,7 @@ LK__PRIV llmkit_err lk__line_flush(lk__line_writer *w, llmkit_error *error) {
         done += (size_t)n;
     }
     w->size += done;
+    w->whole = 0;
     lk__buf_clear(&w->buf);
     return LLMKIT_OK;
 }
@@ -11001,6 +11070,7 @@ enum {
     LK__BATCH_WARM_MOST = 512,
     LK__BATCH_WARM_LIMIT_MS = 10000, /* then the clock starts all the same */
     LK__BATCH_FLUSH_BYTES = 65536,
+    LK__BATCH_NEVER_S = 2000000000, /* 63 years: in nanoseconds still far from the end of 64 bits */
 };
 
 typedef struct lk__batch_endpoint {
@@ -11031,7 +11101,7 @@ struct llmkit_batch {
     llmkit_bucket      *bucket;
     lk__line_reader     in;
     lk__line_writer     save, errors;
-    char               *requests_path, *save_path, *errors_path, *model, *system;
+    char               *requests_path, *save_path, *errors_path, *system;
     lk__batch_endpoint *endpoints;
     size_t              num_endpoints;
     llmkit_endpoint_stats *endpoint_stats;
@@ -11054,7 +11124,6 @@ struct llmkit_batch {
     bool                warming, started, ended;
     bool                eof;       /* no line will be started any more */
     bool                whole;     /* because the file has ended */
-    bool                progressed; /* the last progress call has been made */
     llmkit_error        error;     /* why the run cannot go on */
     lk__timer           pace, tick;
     lk__task            pump, flush;
@@ -11090,7 +11159,9 @@ LK__PRIV void lk__batch_on_flush(lk__task *task) {
 
 /* What a turn of the loop has finished goes out with one write. */
 LK__PRIV void lk__batch_line_done(llmkit_batch *b, lk__line_writer *w) {
+    llmkit_error error;
     lk__buf_ch(&w->buf, '\n');
+    if (lk__line_close(w, &error)) lk__batch_give_up(b, &error);
     if (w->buf.len >= LK__BATCH_FLUSH_BYTES)
         lk__batch_write_out(b);
     else
@@ -11172,21 +11243,23 @@ LK__PRIV void lk__batch_write_failed(llmkit_batch *b, lk__job *job, int64_t late
     lk__batch_line_done(b, &b->errors);
 }
 
-LK__PRIV void lk__batch_write_malformed(llmkit_batch *b, llmkit_str line, const char *why) {
+/* A line that comes to no attempt: it is malformed, or there is no memory for it. */
+LK__PRIV void lk__batch_write_unsent(llmkit_batch *b, llmkit_str line, llmkit_err code,
+                                     const char *why) {
     lk__jsonw w = { .out = &b->errors.buf };
     lk__jsonw_open(&w, '{');
     lk__batch_key_i64(&w, "line", (int64_t)b->in.number);
     lk__jsonw_key(&w, "input");
     lk__jsonw_raw(&w, LK__STR("null"));
     lk__batch_key_str(&w, "error", lk__str_z(why));
-    lk__batch_key_str(&w, "code", LK__STR("E_JSON"));
+    lk__batch_key_str(&w, "code", lk__str_z(llmkit_err_name(code)));
     lk__batch_key_i64(&w, "attempts", 0);
     lk__batch_key_str(&w, "raw", line);
     lk__jsonw_close(&w, '}');
     b->stats.started++;
     b->stats.failed++;
-    b->stats.malformed++;
-    b->stats.errors[LLMKIT_E_JSON]++;
+    b->stats.malformed += code == LLMKIT_E_JSON;
+    b->stats.errors[code]++;
     lk__batch_line_done(b, &b->errors);
 }
 
@@ -11312,17 +11385,24 @@ LK__PRIV void lk__job_send(lk__job *job) {
 
 /* ---- lines in -------------------------------------------------------------------------------- */
 
-/* Why the line is no request; NULL if it is one, with the string's raw text in *input. */
-LK__PRIV const char *lk__batch_parse(llmkit_batch *b, llmkit_str line, llmkit_str *input) {
+/* OK: the line is a request, with the string's raw text in *input; else *why it is none. */
+LK__PRIV llmkit_err lk__batch_parse(llmkit_batch *b, llmkit_str line, llmkit_str *input,
+                                    const char **why) {
     llmkit_err err = lk__json_parse(&b->json, line);
-    if (err == LLMKIT_E_NOMEM) return "no memory to parse the line";
-    if (err) return "the line is not valid JSON";
+    *why = err == LLMKIT_E_NOMEM ? "no memory to parse the line" : "the line is not valid JSON";
+    if (err) return err == LLMKIT_E_NOMEM ? err : LLMKIT_E_JSON;
     lk__node n = lk__json_get(&b->json, 0, LK__STR("input"));
-    if (lk__json_type_of(&b->json, 0) != LK__JSON_OBJECT) return "the line is not a JSON object";
-    if (n < 0) return "the line has no \"input\"";
-    if (lk__json_type_of(&b->json, n) != LK__JSON_STRING) return "\"input\" is not a string";
-    *input = lk__json_raw(&b->json, n);
-    return NULL;
+    if (lk__json_type_of(&b->json, 0) != LK__JSON_OBJECT) {
+        *why = "the line is not a JSON object";
+    } else if (n < 0) {
+        *why = "the line has no \"input\"";
+    } else if (lk__json_type_of(&b->json, n) != LK__JSON_STRING) {
+        *why = "\"input\" is not a string";
+    } else {
+        *input = lk__json_raw(&b->json, n);
+        return LLMKIT_OK;
+    }
+    return LLMKIT_E_JSON;
 }
 
 LK__PRIV bool lk__batch_is_blank(llmkit_str line) {
@@ -11334,6 +11414,21 @@ LK__PRIV void lk__batch_read_failed(llmkit_batch *b) {
     lk__fail_os(&error, errno ? LLMKIT_E_IO : LLMKIT_E_NOMEM, errno, "cannot read %s at line %llu",
                 b->requests_path, (unsigned long long)b->in.number + 1);
     lk__batch_give_up(b, &error);
+}
+
+/* A job for the line that was read last; NULL: no memory. */
+LK__PRIV lk__job *lk__job_begin(llmkit_batch *b, llmkit_str input) {
+    lk__job *job = lk__job_take(b);
+    lk__buf_str(&job->input, input);
+    if (job->input.failed) {
+        job->next = b->free;
+        b->free = job;
+        return NULL;
+    }
+    job->line = b->in.number;
+    b->stats.started++;
+    b->busy++;
+    return job;
 }
 
 /* The next request as a job, or NULL at the end.  Malformed lines go straight to errors. */
@@ -11351,20 +11446,15 @@ LK__PRIV lk__job *lk__batch_next_job(llmkit_batch *b) {
         if (b->in.number == 1 && lk__str_starts(line, LK__STR("\xEF\xBB\xBF")))
             line = lk__str_from(line, 3);
         if (lk__batch_is_blank(line)) continue;
-        const char *why = kind == LK__LINE_TOO_LONG ? "the line is too long (max_line_bytes)"
-                                                    : lk__batch_parse(b, line, &input);
-        if (why) {
-            if (kind == LK__LINE_TOO_LONG && line.len > LK__BATCH_RAW_BYTES)
-                line.len = LK__BATCH_RAW_BYTES;
-            lk__batch_write_malformed(b, line, why);
-            continue;
-        }
-        lk__job *job = lk__job_take(b);
-        job->line = b->in.number;
-        lk__buf_str(&job->input, input);
-        b->stats.started++;
-        b->busy++;
-        return job;
+        const char *why = "the line is too long (max_line_bytes)";
+        llmkit_err err = LLMKIT_E_JSON;
+        if (kind == LK__LINE) err = lk__batch_parse(b, line, &input, &why);
+        lk__job *job = err ? NULL : lk__job_begin(b, input);
+        if (job) return job;
+        if (kind == LK__LINE_TOO_LONG && line.len > LK__BATCH_RAW_BYTES)
+            line.len = LK__BATCH_RAW_BYTES;
+        lk__batch_write_unsent(b, line, err ? err : LLMKIT_E_NOMEM,
+                               err ? why : "no memory for the line");
     }
     return NULL;
 }
@@ -11374,7 +11464,9 @@ LK__PRIV lk__job *lk__batch_next_job(llmkit_batch *b) {
 /* When first attempt n is meant to go out. */
 LK__PRIV int64_t lk__batch_intended(const llmkit_batch *b, uint64_t n) {
     if (b->rate <= 0) return lk__batch_now(b);
-    return b->start_ns + (int64_t)((double)n / b->rate * (double)LK__NS_PER_S);
+    double after_s = (double)n / b->rate;
+    if (after_s > LK__BATCH_NEVER_S) after_s = LK__BATCH_NEVER_S;
+    return b->start_ns + (int64_t)(after_s * (double)LK__NS_PER_S);
 }
 
 /* 0: a request may go now; else when to ask again.  Retries go before new lines: they are late. */
@@ -11383,6 +11475,7 @@ LK__PRIV int64_t lk__batch_may_send(llmkit_batch *b, bool retry) {
     int64_t intended = retry ? now : lk__batch_intended(b, b->sequence);
     if (intended > now) return intended;
     int64_t wait = b->bucket ? llmkit_bucket_take(b->bucket, 1, now) : 0;
+    if (wait > LK__NEVER_NS - now) return LK__NEVER_NS;
     return wait ? now + wait : 0;
 }
 
@@ -11539,6 +11632,7 @@ LK__PRIV void lk__batch_on_tick(lk__timer *timer) {
     if (!b->warming) {
         lk__batch_tell(b);
         lk__timer_set(b->loop, timer, now + b->progress_ns);
+        lk__batch_pump(b); /* in case there was no memory for the pace timer */
     } else if (lk__batch_is_warm(b) ||
                now - b->start_ns > LK__BATCH_WARM_LIMIT_MS * LK__NS_PER_MS) {
         lk__batch_start(b);
@@ -11625,8 +11719,8 @@ LK__PRIV llmkit_err lk__batch_check(const llmkit_batch_desc *d, llmkit_error *er
     if (!d->requests_path) return lk__fail(error, LLMKIT_E_ARG, "requests_path is missing");
     if (d->num_endpoints == 0 || !d->endpoints)
         return lk__fail(error, LLMKIT_E_ARG, "endpoints: at least one is needed");
-    if (d->max_requests_per_s < 0 || d->max_requests_per_s != d->max_requests_per_s)
-        return lk__fail(error, LLMKIT_E_ARG, "max_requests_per_s is negative");
+    if (!(d->max_requests_per_s >= 0 && d->max_requests_per_s <= 1e9))
+        return lk__fail(error, LLMKIT_E_ARG, "max_requests_per_s is not from 0 to 1000000000");
     for (size_t i = 0; i < d->num_endpoints; i++) {
         const llmkit_endpoint *e = &d->endpoints[i];
         if (!e->base_url)
@@ -11714,7 +11808,7 @@ LK__PRIV llmkit_err lk__batch_set_endpoints(llmkit_batch *b, const llmkit_batch_
     llmkit_provider_desc *providers = lk__alloc(&b->env, bytes);
     b->endpoints = lk__alloc(&b->env, lk__mul(num, sizeof *b->endpoints));
     b->endpoint_stats = lk__alloc(&b->env, lk__mul(num, sizeof *b->endpoint_stats));
-    b->num_endpoints = b->endpoints ? num : 0;
+    b->num_endpoints = num;
     llmkit_err err = providers && b->endpoints && b->endpoint_stats ? LLMKIT_OK
                      : lk__fail(error, LLMKIT_E_NOMEM, "no memory for %zu endpoints", num);
     for (size_t i = 0; i < num && !err; i++) {
@@ -11816,7 +11910,7 @@ LLMKIT_API llmkit_batch *llmkit_batch_create(const llmkit_batch_desc *desc, llmk
 }
 
 LK__PRIV void lk__batch_free_endpoints(llmkit_batch *b) {
-    for (size_t i = 0; i < b->num_endpoints; i++) {
+    for (size_t i = 0; b->endpoints && i < b->num_endpoints; i++) {
         lk__strfree(&b->env, b->endpoints[i].name);
         lk__strfree(&b->env, b->endpoints[i].model);
     }
@@ -11843,7 +11937,6 @@ LLMKIT_API void llmkit_batch_destroy(llmkit_batch *b) {
     lk__strfree(&b->env, b->requests_path);
     lk__strfree(&b->env, b->save_path);
     lk__strfree(&b->env, b->errors_path);
-    lk__strfree(&b->env, b->model);
     lk__strfree(&b->env, b->system);
     lk__json_free(&b->json);
     lk__buf_free(&b->prompt);

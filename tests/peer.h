@@ -214,7 +214,8 @@ LK_UNUSED static void peer_close(peer *p) {
 /* Connections that are open now. */
 LK_UNUSED static int peer_open_conns(const peer *p) {
     int n = 0;
-    for (size_t i = 0; i < PEER_CONNS; i++) n += p->conns[i] && lk__wire_is_open(&p->conns[i]->wire);
+    for (size_t i = 0; i < PEER_CONNS; i++)
+        if (p->conns[i] && lk__wire_is_open(&p->conns[i]->wire)) n++;
     return n;
 }
 

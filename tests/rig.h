@@ -9,8 +9,8 @@
     "{\"prompt_tokens\":3,\"completion_tokens\":2}}"
 #define CHUNK(delta) "data: {\"model\":\"m-1\",\"choices\":[{\"index\":0,\"delta\":" delta "}]}\n\n"
 #define FINISH(reason)                                                                             \
-    "data: {\"model\":\"m-1\",\"choices\":[{\"index\":0,\"delta\":{},\"finish_reason\":\"" reason   \
-    "\"}]}\n\n"
+    "data: {\"model\":\"m-1\",\"choices\":[{\"index\":0,\"delta\":{},\"finish_reason\":"         \
+    "\"" reason "\"}]}\n\n"
 #define TEXT(text) CHUNK("{\"content\":\"" text "\"}")
 #define DONE_LINE  "data: [DONE]\n\n"
 #define HELLO      "S|" TEXT("Hel") TEXT("lo") FINISH("stop") DONE_LINE

@@ -3,7 +3,8 @@
 
 #include <pthread.h>
 
-#define REFUSED(code, type) "{\"error\":{\"message\":\"no\",\"type\":\"" type "\",\"code\":" code "}}"
+#define REFUSED(code, type)                                                                        \
+    "{\"error\":{\"message\":\"no\",\"type\":\"" type "\",\"code\":" code "}}"
 
 /* ---- what goes well ---------------------------------------------------------------------------*/
 
@@ -494,7 +495,8 @@ static void error_bodies_come_in_many_shapes(void **state) {
         { REFUSED("400", "t"), "no", "t" },
         { "{\"error\":\"just words\"}", "just words", "" },
         { "[{\"error\":{\"message\":\"google\",\"code\":400}}]", "google", "" },
-        { "{\"object\":\"error\",\"message\":\"vllm\",\"type\":\"Bad\",\"code\":400}", "vllm", "Bad" },
+        { "{\"object\":\"error\",\"message\":\"vllm\",\"type\":\"Bad\",\"code\":400}", "vllm",
+          "Bad" },
         { "{\"detail\":\"fast\"}", "fast", "" },
         { "{\"error\":{\"message\":\"two\\nlines \\u001b[31mred\"}}", "two lines  [31mred", "" },
         { "{\"error\":{\"code\":\"only_code\"}}", "HTTP status 400", "" },
@@ -589,8 +591,8 @@ static void replies_that_are_no_replies_are_errors(void **state) {
     assert_string_equal(r.error.message, "no");
     rig_run(&r, SCRIPT("200||" REFUSED("\"invalid_request_error\"", "x")), false,
             "DONE(E_REQUEST)");
-    rig_run(&r, SCRIPT("200|Content-Type: application/json\r\n|" REFUSED("null", "rate_limit_error")),
-            true, "DONE(E_LIMITED)");
+    rig_run(&r, SCRIPT("200|Content-Type: application/json\r\n|"
+                       REFUSED("null", "rate_limit_error")), true, "DONE(E_LIMITED)");
     rig_run(&r, SCRIPT("200|Content-Type: application/json\r\n|" WHOLE), true, "DONE(E_JSON)");
     rig_close(&r);
 }
@@ -646,8 +648,9 @@ static void streams_come_in_many_shapes(void **state) {
           "START(m-1) TEXT(a) length DONE(OK)" },
         { "S|" CHUNK("{\"content\":null,\"refusal\":\"I\"}") CHUNK("{\"refusal\":\" won't\"}")
           FINISH("stop") DONE_LINE, "START(m-1) REFUSAL(I) REFUSAL( won't) stop DONE(OK)" },
-        { "S|data: {\"choices\":[{\"index\":1,\"delta\":{\"content\":\"b\"}},{\"index\":0,\"delta\":"
-          "{\"content\":\"a\"}}]}\n\ndata: {\"choices\":[{\"index\":1,\"delta\":{\"content\":\"B\"},"
+        { "S|data: {\"choices\":[{\"index\":1,\"delta\":{\"content\":\"b\"}},{\"index\":0,"
+          "\"delta\":{\"content\":\"a\"}}]}\n\n"
+          "data: {\"choices\":[{\"index\":1,\"delta\":{\"content\":\"B\"},"
           "\"finish_reason\":\"stop\"}]}\n\n" FINISH("content_filter") DONE_LINE,
           "START() TEXT(a) filter DONE(OK)" },
         { "S|" TEXT("a") FINISH("eos") DONE_LINE, "START(m-1) TEXT(a) other DONE(OK)" },
@@ -663,8 +666,8 @@ static void streams_come_in_many_shapes(void **state) {
           CHUNK("{\"tool_calls\":[{\"index\":1,\"function\":{\"arguments\":\"}\"}},"
           "{\"index\":0,\"function\":{\"arguments\":\"1}\"}}]}")
           FINISH("tool_calls") DONE_LINE,
-          "START(m-1) BEGIN(0 i0 f) BEGIN(1 i1 g) DELTA(1 {) DELTA(0 {\"a\":) DELTA(1 }) DELTA(0 1})"
-          " END(0 i0 f {\"a\":1}) END(1 i1 g {}) tool DONE(OK)" },
+          "START(m-1) BEGIN(0 i0 f) BEGIN(1 i1 g) DELTA(1 {) DELTA(0 {\"a\":) DELTA(1 })"
+          " DELTA(0 1}) END(0 i0 f {\"a\":1}) END(1 i1 g {}) tool DONE(OK)" },
         { "S|" CHUNK("{\"tool_calls\":[{\"id\":\"i0\",\"function\":{\"name\":\"f\",\"arguments\":"
           "\"{}\"}},{\"id\":\"i1\",\"function\":{\"name\":\"g\",\"arguments\":\"{\"}}]}")
           CHUNK("{\"tool_calls\":[{\"function\":{\"arguments\":\"}\"}}]}") DONE_LINE,

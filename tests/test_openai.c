@@ -78,7 +78,8 @@ static void messages_have_parts(void **state) {
         { .kind = LLMKIT_IMAGE, .data = { "GIF8", 4 } },
     };
     static const llmkit_part call[] = {
-        { .kind = LLMKIT_TOOL_CALL, .id = { "c1", 2 }, .text = { "f", 1 }, .data = { "{\"a\":1}", 7 } },
+        { .kind = LLMKIT_TOOL_CALL, .id = { "c1", 2 }, .text = { "f", 1 },
+          .data = { "{\"a\":1}", 7 } },
         { .kind = LLMKIT_TOOL_CALL, .id = { "c2", 2 }, .text = { "g", 1 } },
     };
     static const llmkit_part results[] = {
@@ -107,7 +108,8 @@ static void messages_have_parts(void **state) {
            "{\"role\":\"assistant\",\"content\":null,\"tool_calls\":["
            "{\"id\":\"c1\",\"type\":\"function\",\"function\":{\"name\":\"f\",\"arguments\":"
            "\"{\\\"a\\\":1}\"}},"
-           "{\"id\":\"c2\",\"type\":\"function\",\"function\":{\"name\":\"g\",\"arguments\":\"{}\"}}]},"
+           "{\"id\":\"c2\",\"type\":\"function\",\"function\":{\"name\":\"g\",\"arguments\":"
+           "\"{}\"}}]},"
            "{\"role\":\"tool\",\"tool_call_id\":\"c1\",\"content\":\"one\"},"
            "{\"role\":\"tool\",\"tool_call_id\":\"c2\",\"content\":\"two\"},"
            "{\"role\":\"assistant\",\"content\":\"hm\"},"
@@ -120,11 +122,12 @@ static void messages_have_parts(void **state) {
 static void tools_and_schema_go_in_as_they_are(void **state) {
     (void)state;
     static const llmkit_tool tools[] = {
-        { .name = "f", .description = "does", .schema = "{ \"type\": \"object\" }" }, { .name = "g" },
+        { .name = "f", .description = "does", .schema = "{ \"type\": \"object\" }" },
+        { .name = "g" },
     };
     writes(&(llmkit_request){ .prompt = "x", .tools = tools, .num_tools = 2, .tool_choice = "f" },
-           false, "{\"model\":\"m\",\"messages\":[{\"role\":\"user\",\"content\":\"x\"}],\"tools\":["
-           "{\"type\":\"function\",\"function\":{\"name\":\"f\",\"description\":\"does\","
+           false, "{\"model\":\"m\",\"messages\":[{\"role\":\"user\",\"content\":\"x\"}],"
+           "\"tools\":[{\"type\":\"function\",\"function\":{\"name\":\"f\",\"description\":\"does\","
            "\"parameters\":{ \"type\": \"object\" }}},"
            "{\"type\":\"function\",\"function\":{\"name\":\"g\"}}],"
            "\"tool_choice\":{\"type\":\"function\",\"function\":{\"name\":\"f\"}}}");
@@ -232,9 +235,9 @@ static void a_whole_reply_has_all_its_parts(void **state) {
     reading r;
     assert_ok(read_reply(&r, "{\"usage\":{\"prompt_tokens\":10,\"completion_tokens\":20.0,"
         "\"prompt_tokens_details\":{\"cached_tokens\":4},\"completion_tokens_details\":"
-        "{\"reasoning_tokens\":5}},\"choices\":[{\"message\":{\"content\":\"a\\u0000\\ud83d\\ude42\","
-        "\"refusal\":null,\"tool_calls\":[{\"id\":\"c1\",\"function\":{\"name\":\"f\",\"arguments\":"
-        "\"{\\\"x\\\":1}\"}},{\"function\":{}},{}]},\"finish_reason\":\"tool_calls\"},"
+        "{\"reasoning_tokens\":5}},\"choices\":[{\"message\":{\"content\":"
+        "\"a\\u0000\\ud83d\\ude42\",\"refusal\":null,\"tool_calls\":[{\"id\":\"c1\",\"function\":"
+        "{\"name\":\"f\",\"arguments\":\"{\\\"x\\\":1}\"}},{\"function\":{}},{}]},\"finish_reason\":\"tool_calls\"},"
         "{\"message\":{\"content\":\"other\"}}],\"model\":\"m-2\"}"));
     assert_int_equal(r.reply.text.len, 6);
     assert_memory_equal(r.reply.text.ptr, "a\0\xf0\x9f\x99\x82", 7);
@@ -306,8 +309,8 @@ static void documents_of_another_shape_are_no_replies(void **state) {
         read_free(&r);
     }
     reading r;
-    assert_ok(read_reply(&r, "{\"choices\":[{\"message\":{\"content\":[1],\"tool_calls\":{\"a\":1}},"
-                         "\"finish_reason\":7}],\"usage\":3,\"model\":null}"));
+    assert_ok(read_reply(&r, "{\"choices\":[{\"message\":{\"content\":[1],\"tool_calls\":"
+                         "{\"a\":1}},\"finish_reason\":7}],\"usage\":3,\"model\":null}"));
     read_free(&r);
 }
 
@@ -359,7 +362,8 @@ static bool feed_event(feed *f, const char *data) {
     return lk__codec_openai()->read_event(&f->answer, lk_guarded_str(data), &f->error);
 }
 
-#define DELTA(x) "{\"choices\":[{\"index\":0,\"delta\":{" x "},\"finish_reason\":null}],\"model\":\"m\"}"
+#define DELTA(x)                                                                                   \
+    "{\"choices\":[{\"index\":0,\"delta\":{" x "},\"finish_reason\":null}],\"model\":\"m\"}"
 
 /* The fast way of events that differ in their text alone must say what the slow one says. */
 static void events_alike_are_read_alike(void **state) {
@@ -376,8 +380,10 @@ static void events_alike_are_read_alike(void **state) {
             snprintf(data, sizeof data, DELTA("\"content\":\"%s\""), texts[i]);
             assert_true(feed_event(&f, data));
             if (round == 0 && i == 0) continue; /* START comes first */
-            static const char *const logs[] = { "2(0 a ) ", "2(0 b ) ", "", "2(0 long and longer ) ",
-                                                "2(0 \xc3\xa9\n ) ", "2(0 \" ) ", "2(0 \xc3\xa9 ) " };
+            static const char *const logs[] = {
+                "2(0 a ) ", "2(0 b ) ", "", "2(0 long and longer ) ", "2(0 \xc3\xa9\n ) ",
+                "2(0 \" ) ", "2(0 \xc3\xa9 ) "
+            };
             assert_string_equal(f.log, logs[i]);
         }
     }

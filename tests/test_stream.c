@@ -75,9 +75,9 @@ static void a_reply_outlives_its_client(void **state) {
     rig r = { 0 };
     llmkit_reply reply;
     stream_rig_open(&r);
-    rig_script(&r, SCRIPT("200||{\"choices\":[{\"message\":{\"tool_calls\":[{\"id\":\"i\",\"function\":"
-                          "{\"name\":\"f\",\"arguments\":\"{}\"}},{\"id\":\"j\",\"function\":{\"name\":"
-                          "\"g\",\"arguments\":\"[]\"}}]}}]}"));
+    rig_script(&r, SCRIPT("200||{\"choices\":[{\"message\":{\"tool_calls\":[{\"id\":\"i\","
+                          "\"function\":{\"name\":\"f\",\"arguments\":\"{}\"}},{\"id\":\"j\","
+                          "\"function\":{\"name\":\"g\",\"arguments\":\"[]\"}}]}}]}"));
     assert_ok(llmkit_complete(r.client, &hi, &reply));
     llmkit_client_destroy(r.client);
     r.client = NULL;
@@ -96,7 +96,8 @@ static void a_failed_reply_can_be_read_and_freed(void **state) {
     rig r = { 0 };
     llmkit_reply reply;
     stream_rig_open(&r);
-    rig_script(&r, SCRIPT("401||{\"error\":{\"message\":\"bad key\",\"code\":\"invalid_api_key\"}}"));
+    rig_script(&r, SCRIPT("401||{\"error\":{\"message\":\"bad key\","
+                          "\"code\":\"invalid_api_key\"}}"));
     assert_err(llmkit_complete(r.client, &hi, &reply), LLMKIT_E_AUTH);
     check_reply(&reply);
     assert_string_equal(reply.error.message, "bad key");

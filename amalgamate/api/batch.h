@@ -14,8 +14,8 @@ typedef struct llmkit_endpoint_stats {
     uint64_t    attempts, saved, failed; /* failed attempts, retried ones included */
 } llmkit_endpoint_stats;
 
-/* Latency is measured from the intended send time (start + n / rate), service time from the first
- * byte sent of the last attempt. */
+/* Latency is measured from the intended send time (start + n / rate), service time from the start
+ * of the attempt that was saved, its wait for a connection included. */
 typedef struct llmkit_batch_stats {
     uint64_t started, saved, failed;  /* lines; failed: in the errors file, malformed included */
     uint64_t malformed, attempts, retries;
@@ -55,7 +55,7 @@ typedef struct llmkit_batch_desc {
     size_t                 num_endpoints;
     const char            *model, *system;
     llmkit_tls            *tls;
-    double   max_requests_per_s; /* retries included; default: no limit */
+    double   max_requests_per_s; /* retries included; at most 1e9; default: no limit */
     uint32_t max_attempts;       /* for each line, the first included; default 3 */
     uint32_t max_in_flight;      /* default 4096; what waits for a retry counts */
     uint32_t warm;               /* connections opened before the clock starts; default: 50 ms'
@@ -64,7 +64,8 @@ typedef struct llmkit_batch_desc {
     uint32_t max_tokens;         /* of each reply; default: the model's */
     uint32_t backoff_ms, max_backoff_ms, max_retry_after_ms;  /* as in llmkit_client_desc */
     uint32_t connect_ms, tls_ms, first_byte_ms, idle_ms, total_ms; /* likewise, for one attempt */
-    /* Called on the batch's thread every progress_ms (default 200) and once at the end. */
+    /* Called on the batch's thread every progress_ms (default 200) and once at the end.  It may
+     * stop the batch, and must not destroy it. */
     void   (*progress)(void *user, const llmkit_batch_stats *stats);
     uint32_t progress_ms;
     void    *user;
@@ -84,4 +85,4 @@ LLMKIT_API llmkit_err llmkit_batch_run(llmkit_batch *batch, llmkit_error *error)
  * flight.  Second: record it as E_CANCELLED at once. */
 LLMKIT_API void llmkit_batch_stop(llmkit_batch *batch);
 LLMKIT_API llmkit_batch_stats llmkit_batch_read(const llmkit_batch *batch);
-LLMKIT_API void llmkit_batch_destroy(llmkit_batch *batch);
+LLMKIT_API void llmkit_batch_destroy(llmkit_batch *batch); /* not while it runs; NULL is fine */

@@ -56,12 +56,13 @@ LLMKIT_API llmkit_err llmkit_client_warm(llmkit_client *client, const char *prov
                                          uint32_t count, llmkit_error *error);
 
 /* Whole: blocks until the reply is complete, and returns reply->error.code.  Free the reply in
- * either case.  Inside a callback of the same loop: E_BUSY. */
+ * either case.  Inside a callback of the same loop: E_BUSY; on a loop with desc.watch: E_ARG. */
 LLMKIT_API llmkit_err llmkit_complete(llmkit_client *client, const llmkit_request *request,
                                       llmkit_reply *reply);
 
 /* Pull: for (llmkit_event e; llmkit_stream_next(s, &e);) ...  The last event is EV_DONE.  NULL on
- * failure. */
+ * failure, and on a loop with desc.watch.  Inside a callback of the same loop _next does not wait:
+ * false where no event is there yet. */
 typedef struct llmkit_stream llmkit_stream;
 LLMKIT_API llmkit_stream *llmkit_stream_open(llmkit_client *client, const llmkit_request *request,
                                              llmkit_error *error);

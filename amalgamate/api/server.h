@@ -2,7 +2,7 @@
 #pragma once
 
 /* Belongs to its loop's thread.  Everything is bounded: a slow or hostile peer costs at most the
- * sizes below, for at most the times below. */
+ * sizes below, and is closed when it has made no progress for the times below. */
 typedef struct llmkit_server   llmkit_server;
 typedef struct llmkit_exchange llmkit_exchange; /* one HTTP request being answered */
 

@@ -15,6 +15,7 @@ enum {
     LK__BATCH_WARM_MOST = 512,
     LK__BATCH_WARM_LIMIT_MS = 10000, /* then the clock starts all the same */
     LK__BATCH_FLUSH_BYTES = 65536,
+    LK__BATCH_NEVER_S = 2000000000, /* 63 years: in nanoseconds still far from the end of 64 bits */
 };
 
 typedef struct lk__batch_endpoint {
@@ -45,7 +46,7 @@ struct llmkit_batch {
     llmkit_bucket      *bucket;
     lk__line_reader     in;
     lk__line_writer     save, errors;
-    char               *requests_path, *save_path, *errors_path, *model, *system;
+    char               *requests_path, *save_path, *errors_path, *system;
     lk__batch_endpoint *endpoints;
     size_t              num_endpoints;
     llmkit_endpoint_stats *endpoint_stats;
@@ -68,7 +69,6 @@ struct llmkit_batch {
     bool                warming, started, ended;
     bool                eof;       /* no line will be started any more */
     bool                whole;     /* because the file has ended */
-    bool                progressed; /* the last progress call has been made */
     llmkit_error        error;     /* why the run cannot go on */
     lk__timer           pace, tick;
     lk__task            pump, flush;
@@ -104,7 +104,9 @@ LK__PRIV void lk__batch_on_flush(lk__task *task) {
 
 /* What a turn of the loop has finished goes out with one write. */
 LK__PRIV void lk__batch_line_done(llmkit_batch *b, lk__line_writer *w) {
+    llmkit_error error;
     lk__buf_ch(&w->buf, '\n');
+    if (lk__line_close(w, &error)) lk__batch_give_up(b, &error);
     if (w->buf.len >= LK__BATCH_FLUSH_BYTES)
         lk__batch_write_out(b);
     else
@@ -186,21 +188,23 @@ LK__PRIV void lk__batch_write_failed(llmkit_batch *b, lk__job *job, int64_t late
     lk__batch_line_done(b, &b->errors);
 }
 
-LK__PRIV void lk__batch_write_malformed(llmkit_batch *b, llmkit_str line, const char *why) {
+/* A line that comes to no attempt: it is malformed, or there is no memory for it. */
+LK__PRIV void lk__batch_write_unsent(llmkit_batch *b, llmkit_str line, llmkit_err code,
+                                     const char *why) {
     lk__jsonw w = { .out = &b->errors.buf };
     lk__jsonw_open(&w, '{');
     lk__batch_key_i64(&w, "line", (int64_t)b->in.number);
     lk__jsonw_key(&w, "input");
     lk__jsonw_raw(&w, LK__STR("null"));
     lk__batch_key_str(&w, "error", lk__str_z(why));
-    lk__batch_key_str(&w, "code", LK__STR("E_JSON"));
+    lk__batch_key_str(&w, "code", lk__str_z(llmkit_err_name(code)));
     lk__batch_key_i64(&w, "attempts", 0);
     lk__batch_key_str(&w, "raw", line);
     lk__jsonw_close(&w, '}');
     b->stats.started++;
     b->stats.failed++;
-    b->stats.malformed++;
-    b->stats.errors[LLMKIT_E_JSON]++;
+    b->stats.malformed += code == LLMKIT_E_JSON;
+    b->stats.errors[code]++;
     lk__batch_line_done(b, &b->errors);
 }
 
@@ -326,17 +330,24 @@ LK__PRIV void lk__job_send(lk__job *job) {
 
 /* ---- lines in -------------------------------------------------------------------------------- */
 
-/* Why the line is no request; NULL if it is one, with the string's raw text in *input. */
-LK__PRIV const char *lk__batch_parse(llmkit_batch *b, llmkit_str line, llmkit_str *input) {
+/* OK: the line is a request, with the string's raw text in *input; else *why it is none. */
+LK__PRIV llmkit_err lk__batch_parse(llmkit_batch *b, llmkit_str line, llmkit_str *input,
+                                    const char **why) {
     llmkit_err err = lk__json_parse(&b->json, line);
-    if (err == LLMKIT_E_NOMEM) return "no memory to parse the line";
-    if (err) return "the line is not valid JSON";
+    *why = err == LLMKIT_E_NOMEM ? "no memory to parse the line" : "the line is not valid JSON";
+    if (err) return err == LLMKIT_E_NOMEM ? err : LLMKIT_E_JSON;
     lk__node n = lk__json_get(&b->json, 0, LK__STR("input"));
-    if (lk__json_type_of(&b->json, 0) != LK__JSON_OBJECT) return "the line is not a JSON object";
-    if (n < 0) return "the line has no \"input\"";
-    if (lk__json_type_of(&b->json, n) != LK__JSON_STRING) return "\"input\" is not a string";
-    *input = lk__json_raw(&b->json, n);
-    return NULL;
+    if (lk__json_type_of(&b->json, 0) != LK__JSON_OBJECT) {
+        *why = "the line is not a JSON object";
+    } else if (n < 0) {
+        *why = "the line has no \"input\"";
+    } else if (lk__json_type_of(&b->json, n) != LK__JSON_STRING) {
+        *why = "\"input\" is not a string";
+    } else {
+        *input = lk__json_raw(&b->json, n);
+        return LLMKIT_OK;
+    }
+    return LLMKIT_E_JSON;
 }
 
 LK__PRIV bool lk__batch_is_blank(llmkit_str line) {
@@ -348,6 +359,21 @@ LK__PRIV void lk__batch_read_failed(llmkit_batch *b) {
     lk__fail_os(&error, errno ? LLMKIT_E_IO : LLMKIT_E_NOMEM, errno, "cannot read %s at line %llu",
                 b->requests_path, (unsigned long long)b->in.number + 1);
     lk__batch_give_up(b, &error);
+}
+
+/* A job for the line that was read last; NULL: no memory. */
+LK__PRIV lk__job *lk__job_begin(llmkit_batch *b, llmkit_str input) {
+    lk__job *job = lk__job_take(b);
+    lk__buf_str(&job->input, input);
+    if (job->input.failed) {
+        job->next = b->free;
+        b->free = job;
+        return NULL;
+    }
+    job->line = b->in.number;
+    b->stats.started++;
+    b->busy++;
+    return job;
 }
 
 /* The next request as a job, or NULL at the end.  Malformed lines go straight to errors. */
@@ -365,20 +391,15 @@ LK__PRIV lk__job *lk__batch_next_job(llmkit_batch *b) {
         if (b->in.number == 1 && lk__str_starts(line, LK__STR("\xEF\xBB\xBF")))
             line = lk__str_from(line, 3);
         if (lk__batch_is_blank(line)) continue;
-        const char *why = kind == LK__LINE_TOO_LONG ? "the line is too long (max_line_bytes)"
-                                                    : lk__batch_parse(b, line, &input);
-        if (why) {
-            if (kind == LK__LINE_TOO_LONG && line.len > LK__BATCH_RAW_BYTES)
-                line.len = LK__BATCH_RAW_BYTES;
-            lk__batch_write_malformed(b, line, why);
-            continue;
-        }
-        lk__job *job = lk__job_take(b);
-        job->line = b->in.number;
-        lk__buf_str(&job->input, input);
-        b->stats.started++;
-        b->busy++;
-        return job;
+        const char *why = "the line is too long (max_line_bytes)";
+        llmkit_err err = LLMKIT_E_JSON;
+        if (kind == LK__LINE) err = lk__batch_parse(b, line, &input, &why);
+        lk__job *job = err ? NULL : lk__job_begin(b, input);
+        if (job) return job;
+        if (kind == LK__LINE_TOO_LONG && line.len > LK__BATCH_RAW_BYTES)
+            line.len = LK__BATCH_RAW_BYTES;
+        lk__batch_write_unsent(b, line, err ? err : LLMKIT_E_NOMEM,
+                               err ? why : "no memory for the line");
     }
     return NULL;
 }
@@ -388,7 +409,9 @@ LK__PRIV lk__job *lk__batch_next_job(llmkit_batch *b) {
 /* When first attempt n is meant to go out. */
 LK__PRIV int64_t lk__batch_intended(const llmkit_batch *b, uint64_t n) {
     if (b->rate <= 0) return lk__batch_now(b);
-    return b->start_ns + (int64_t)((double)n / b->rate * (double)LK__NS_PER_S);
+    double after_s = (double)n / b->rate;
+    if (after_s > LK__BATCH_NEVER_S) after_s = LK__BATCH_NEVER_S;
+    return b->start_ns + (int64_t)(after_s * (double)LK__NS_PER_S);
 }
 
 /* 0: a request may go now; else when to ask again.  Retries go before new lines: they are late. */
@@ -397,6 +420,7 @@ LK__PRIV int64_t lk__batch_may_send(llmkit_batch *b, bool retry) {
     int64_t intended = retry ? now : lk__batch_intended(b, b->sequence);
     if (intended > now) return intended;
     int64_t wait = b->bucket ? llmkit_bucket_take(b->bucket, 1, now) : 0;
+    if (wait > LK__NEVER_NS - now) return LK__NEVER_NS;
     return wait ? now + wait : 0;
 }
 
@@ -553,6 +577,7 @@ LK__PRIV void lk__batch_on_tick(lk__timer *timer) {
     if (!b->warming) {
         lk__batch_tell(b);
         lk__timer_set(b->loop, timer, now + b->progress_ns);
+        lk__batch_pump(b); /* in case there was no memory for the pace timer */
     } else if (lk__batch_is_warm(b) ||
                now - b->start_ns > LK__BATCH_WARM_LIMIT_MS * LK__NS_PER_MS) {
         lk__batch_start(b);
@@ -639,8 +664,8 @@ LK__PRIV llmkit_err lk__batch_check(const llmkit_batch_desc *d, llmkit_error *er
     if (!d->requests_path) return lk__fail(error, LLMKIT_E_ARG, "requests_path is missing");
     if (d->num_endpoints == 0 || !d->endpoints)
         return lk__fail(error, LLMKIT_E_ARG, "endpoints: at least one is needed");
-    if (d->max_requests_per_s < 0 || d->max_requests_per_s != d->max_requests_per_s)
-        return lk__fail(error, LLMKIT_E_ARG, "max_requests_per_s is negative");
+    if (!(d->max_requests_per_s >= 0 && d->max_requests_per_s <= 1e9))
+        return lk__fail(error, LLMKIT_E_ARG, "max_requests_per_s is not from 0 to 1000000000");
     for (size_t i = 0; i < d->num_endpoints; i++) {
         const llmkit_endpoint *e = &d->endpoints[i];
         if (!e->base_url)
@@ -728,7 +753,7 @@ LK__PRIV llmkit_err lk__batch_set_endpoints(llmkit_batch *b, const llmkit_batch_
     llmkit_provider_desc *providers = lk__alloc(&b->env, bytes);
     b->endpoints = lk__alloc(&b->env, lk__mul(num, sizeof *b->endpoints));
     b->endpoint_stats = lk__alloc(&b->env, lk__mul(num, sizeof *b->endpoint_stats));
-    b->num_endpoints = b->endpoints ? num : 0;
+    b->num_endpoints = num;
     llmkit_err err = providers && b->endpoints && b->endpoint_stats ? LLMKIT_OK
                      : lk__fail(error, LLMKIT_E_NOMEM, "no memory for %zu endpoints", num);
     for (size_t i = 0; i < num && !err; i++) {
@@ -830,7 +855,7 @@ LLMKIT_API llmkit_batch *llmkit_batch_create(const llmkit_batch_desc *desc, llmk
 }
 
 LK__PRIV void lk__batch_free_endpoints(llmkit_batch *b) {
-    for (size_t i = 0; i < b->num_endpoints; i++) {
+    for (size_t i = 0; b->endpoints && i < b->num_endpoints; i++) {
         lk__strfree(&b->env, b->endpoints[i].name);
         lk__strfree(&b->env, b->endpoints[i].model);
     }
@@ -857,7 +882,6 @@ LLMKIT_API void llmkit_batch_destroy(llmkit_batch *b) {
     lk__strfree(&b->env, b->requests_path);
     lk__strfree(&b->env, b->save_path);
     lk__strfree(&b->env, b->errors_path);
-    lk__strfree(&b->env, b->model);
     lk__strfree(&b->env, b->system);
     lk__json_free(&b->json);
     lk__buf_free(&b->prompt);

@@ -836,7 +836,7 @@ LLMKIT_API void llmkit_client_destroy(llmkit_client *client) {
         return;
     }
     client->burial.fn = lk__client_on_burial;
-    lk__defer(client->loop, &client->burial);
+    lk__defer_last(client->loop, &client->burial);
 }
 
 LLMKIT_API llmkit_loop *llmkit_client_loop(llmkit_client *client) {

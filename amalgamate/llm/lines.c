@@ -111,6 +111,7 @@ LK__PRIV llmkit_err lk__line_writer_open(lk__line_writer *w, const llmkit_env *e
     w->size = w->regular ? (uint64_t)st.st_size : 0;
     lk__buf_init(&w->buf, env, 0);
     if (append && lk__line_is_torn(path, w->size)) lk__buf_ch(&w->buf, '\n');
+    w->whole = w->buf.len;
     if (append || w->size == 0) return LLMKIT_OK;
     lk__line_writer_close(w);
     return lk__fail(error, LLMKIT_E_ARG, "%s exists and is not empty: name another file, or append "
@@ -130,13 +131,20 @@ LK__PRIV void lk__line_undo(lk__line_writer *w, size_t written) {
     while (whole > 0 && w->buf.ptr[whole - 1] != '\n') whole--;
     w->size += whole;
     lk__buf_drop(&w->buf, w->regular ? whole : written);
+    w->whole = w->buf.len;
     if (w->regular && whole < written && ftruncate(w->fd, (off_t)w->size)) w->regular = false;
+}
+
+LK__PRIV llmkit_err lk__line_close(lk__line_writer *w, llmkit_error *error) {
+    llmkit_err err = w->buf.failed;
+    if (err) w->buf.len = w->whole;
+    w->buf.failed = LLMKIT_OK;
+    w->whole = w->buf.len;
+    return err ? lk__fail(error, err, "no memory for a line of %s", w->path) : LLMKIT_OK;
 }
 
 LK__PRIV llmkit_err lk__line_flush(lk__line_writer *w, llmkit_error *error) {
     size_t done = 0;
-    if (w->buf.failed)
-        return lk__fail(error, w->buf.failed, "no memory for the lines of %s", w->path);
     while (done < w->buf.len) {
         ssize_t n = write(w->fd, w->buf.ptr + done, w->buf.len - done);
         if (n < 0 && errno == EINTR) continue;
@@ -148,6 +156,7 @@ LK__PRIV llmkit_err lk__line_flush(lk__line_writer *w, llmkit_error *error) {
         done += (size_t)n;
     }
     w->size += done;
+    w->whole = 0;
     lk__buf_clear(&w->buf);
     return LLMKIT_OK;
 }

@@ -35,6 +35,7 @@ typedef struct lk__line_writer {
     int         fd;
     const char *path;
     lk__buf     buf;
+    size_t      whole;   /* bytes of whole lines in it */
     bool        regular; /* a file that can be cut back */
     uint64_t    size;    /* of whole lines in the file */
 } lk__line_writer;
@@ -43,4 +44,6 @@ typedef struct lk__line_writer {
 LK__PRIV llmkit_err lk__line_writer_open(lk__line_writer *w, const llmkit_env *env,
                                          const char *path, bool append, llmkit_error *error);
 LK__PRIV void lk__line_writer_close(lk__line_writer *w); /* drops what is not flushed */
+/* After a line was written to buf, its LF too: one that found no memory is taken back whole. */
+LK__PRIV llmkit_err lk__line_close(lk__line_writer *w, llmkit_error *error);
 LK__PRIV llmkit_err lk__line_flush(lk__line_writer *w, llmkit_error *error);

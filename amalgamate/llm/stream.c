@@ -106,6 +106,9 @@ LLMKIT_API llmkit_err llmkit_complete(llmkit_client *client, const llmkit_reques
     lk__whole w = { .env = &env, .reply = reply };
     llmkit_loop *loop = client->loop;
     lk__reply_clear(reply);
+    if (!lk__loop_can_wait(loop))
+        return lk__fail(&reply->error, LLMKIT_E_ARG, "llmkit_complete cannot wait on a loop with "
+                        "desc.watch: use llmkit_submit_whole");
     if (lk__loop_inside(loop))
         return lk__fail(&reply->error, LLMKIT_E_BUSY,
                         "llmkit_complete cannot wait inside a callback: use llmkit_submit_whole");
@@ -198,6 +201,11 @@ LLMKIT_API llmkit_stream *llmkit_stream_open(llmkit_client *client, const llmkit
                                              llmkit_error *error) {
     llmkit_error local;
     if (!error) error = &local;
+    if (!lk__loop_can_wait(client->loop)) {
+        lk__fail(error, LLMKIT_E_ARG, "a stream cannot wait on a loop with desc.watch: use "
+                 "llmkit_submit");
+        return NULL;
+    }
     llmkit_stream *s = lk__alloc(&client->env, sizeof *s);
     if (!s) {
         lk__fail(error, LLMKIT_E_NOMEM, "no memory for a stream");

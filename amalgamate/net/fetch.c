@@ -391,6 +391,14 @@ LK__PRIV void lk__conn_first_byte(lk__conn *c, lk__fetch *f) {
     lk__timer_set(c->origin->pool->desc.loop, &f->timer, due);
 }
 
+/* Only 1xx responses have come so far: the reply itself is awaited as before. */
+LK__PRIV void lk__conn_interim(lk__conn *c, lk__fetch *f) {
+    f->state = LK__FETCH_SENT;
+    f->first_ns = 0;
+    int64_t due = lk__deadline(f->sent_ns, f->first_byte_ns);
+    lk__timer_set(c->origin->pool->desc.loop, &f->timer, due);
+}
+
 LK__PRIV void lk__conn_on_bytes(lk__wire *w, llmkit_str bytes) {
     lk__conn *c = LK__CONTAINER(w, lk__conn, wire);
     lk__fetch *f = c->fetch;
@@ -399,12 +407,13 @@ LK__PRIV void lk__conn_on_bytes(lk__wire *w, llmkit_str bytes) {
         return;
     }
     f->heard_ns = lk__origin_now(c->origin);
-    if (!c->heard) lk__conn_first_byte(c, f);
+    if (f->state == LK__FETCH_SENT) lk__conn_first_byte(c, f);
     lk__head head;
     llmkit_str piece;
     while (c->fetch == f) { /* a callback may stop the fetch, and free it */
         switch (lk__http_feed(&c->http, &bytes, &head, &piece)) {
         case LK__HTTP_MORE:
+            if (c->http.interim > 0) lk__conn_interim(c, f);
             return;
         case LK__HTTP_HEAD:
             if (bytes.len == 0 && head.length > 0) c->origin->splits = c->wire.quick_ack = true;

@@ -27,7 +27,7 @@ struct llmkit_loop {
     void *watch_user;
     lk__poller poller;
     lk__timers timers;
-    lk__queue ready, tasks;
+    lk__queue ready, tasks, last;
     int64_t now_ns;
     int calls;   /* made in this turn */
     bool firing; /* timers are being called */
@@ -90,6 +90,11 @@ LK__PRIV void lk__defer(llmkit_loop *loop, lk__task *task) {
 
 LK__PRIV void lk__undefer(llmkit_loop *loop, lk__task *task) {
     lk__queue_remove(&loop->tasks, task);
+}
+
+LK__PRIV void lk__defer_last(llmkit_loop *loop, lk__task *task) {
+    LK__ASSERT(lk__loop_inside(loop));
+    lk__queue_add(&loop->last, task);
 }
 
 /* Readiness. */
@@ -365,6 +370,7 @@ LK__PRIV llmkit_err lk__loop_turn(llmkit_loop *loop, int max_ms) {
     lk__loop_fire(loop);
     lk__posts_run(loop);
     loop->calls += lk__queue_run(&loop->tasks);
+    (void)lk__queue_run(&loop->last);
     lk__store_relaxed(&loop->owner, NULL);
     return err;
 }
@@ -380,7 +386,7 @@ LLMKIT_API int llmkit_loop_poll(llmkit_loop *loop, int max_ms) {
 
 LLMKIT_API llmkit_err llmkit_loop_run(llmkit_loop *loop) {
     if (lk__loop_inside(loop)) return LLMKIT_E_BUSY;
-    if (loop->watch) return LLMKIT_E_ARG; /* only its host can wait */
+    if (!lk__loop_can_wait(loop)) return LLMKIT_E_ARG;
     llmkit_err err = LLMKIT_OK;
     while (!err && lk__exchange_u32(&loop->stop, 0) == 0) {
         if (loop->holds == 0 && !loop->tasks.first && !lk__posts_wait(loop)) break;
@@ -445,6 +451,7 @@ LLMKIT_API llmkit_loop *llmkit_loop_create(const llmkit_loop_desc *desc, llmkit_
     loop->poller = (lk__poller){ .env = &loop->env, .ready = &loop->ready, .fd = -1 };
     lk__queue_init(&loop->ready);
     lk__queue_init(&loop->tasks);
+    lk__queue_init(&loop->last);
     lk__rand_init(&loop->rand, &loop->env);
     if (!loop->watch && lk__poller_open(&loop->poller, error)) goto fail;
     if (!lk__wake_open(loop, error)) return loop;
@@ -479,6 +486,10 @@ LLMKIT_API void llmkit_loop_destroy(llmkit_loop *loop) {
  * or a call that differs between systems. */
 LK__PRIV bool lk__loop_inside(const llmkit_loop *loop) {
     return lk__load_relaxed(&loop->owner) == (void *)&errno;
+}
+
+LK__PRIV bool lk__loop_can_wait(const llmkit_loop *loop) {
+    return !loop->watch;
 }
 
 LK__PRIV int64_t lk__loop_now(const llmkit_loop *loop) {

@@ -32,6 +32,8 @@ typedef struct lk__task {
 
 LK__PRIV void lk__defer(llmkit_loop *loop, lk__task *task);
 LK__PRIV void lk__undefer(llmkit_loop *loop, lk__task *task);
+/* For the last thing in this turn, even where a task calls it: the loop may end with the turn. */
+LK__PRIV void lk__defer_last(llmkit_loop *loop, lk__task *task);
 
 /* A descriptor that is watched.  Level-triggered: fn is called again while it stays ready, and at
  * times without need, so that a read may find nothing (EAGAIN).  Errors and hang-ups are reported
@@ -88,6 +90,7 @@ LK__PRIV void lk__loop_unhold(llmkit_loop *loop);
 /* The time of this turn, read once when its waiting ended; outside callbacks read afresh. */
 LK__PRIV int64_t lk__loop_now(const llmkit_loop *loop);
 LK__PRIV bool lk__loop_inside(const llmkit_loop *loop); /* a callback of it is running */
+LK__PRIV bool lk__loop_can_wait(const llmkit_loop *loop); /* false: only its host can */
 LK__PRIV const llmkit_env *lk__loop_env(const llmkit_loop *loop);
 LK__PRIV const lk__sys *lk__loop_sys(const llmkit_loop *loop);
 LK__PRIV void lk__loop_set_sys(llmkit_loop *loop, const lk__sys *sys); /* for tests */

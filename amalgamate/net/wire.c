@@ -14,7 +14,7 @@ LK__PRIV bool lk__wire_waits_to_send(const lk__wire *w) {
 #if LLMKIT_WITH_TLS
     if (w->tls) {
         unsigned wants = lk__tls_wants(w->tls);
-        return (wants & LK__TLS_SEND_WIRE) ||
+        return w->record.len > 0 || (wants & LK__TLS_SEND_WIRE) ||
                ((wants & LK__TLS_SEND_APP) && lk__wire_unsent(w) > 0);
     }
 #endif
@@ -91,17 +91,36 @@ LK__PRIV llmkit_err lk__wire_keep(lk__wire *w, llmkit_str rest) {
 }
 
 #if LLMKIT_WITH_TLS
-/* Engine to socket.  False: the socket is full.  What a broken one does not take is dropped, since
- * the engine reads nothing before its own records are out. */
+/* False: the socket is full.  What a broken one does not take is dropped. */
+LK__PRIV bool lk__wire_send_record(lk__wire *w) {
+    while (w->record.len > w->record_sent) {
+        struct iovec iov = { w->record.ptr + w->record_sent, w->record.len - w->record_sent };
+        size_t n = lk__wire_send(w, &iov, 1);
+        if (n == 0 && !w->broken) return false;
+        w->record_sent += w->broken ? iov.iov_len : n;
+    }
+    lk__buf_free(&w->record);
+    w->record_sent = 0;
+    return true;
+}
+
+/* Engine to socket.  False: the socket is full.  The engine's buffer serves both directions and is
+ * busy until its record is out, so a record that must wait is put aside: two peers that both write
+ * more than their sockets hold would wait for each other for ever. */
 LK__PRIV bool lk__wire_flush_records(lk__wire *w) {
+    if (!lk__wire_send_record(w)) return false;
     while (lk__tls_wants(w->tls) & LK__TLS_SEND_WIRE) {
         size_t len;
         uint8_t *bytes = lk__tls_buf(w->tls, LK__TLS_SEND_WIRE, &len);
         struct iovec iov = { bytes, len };
         size_t n = lk__wire_send(w, &iov, 1);
-        if (w->broken) n = len;
-        if (n == 0) return false;
-        lk__tls_ack(w->tls, LK__TLS_SEND_WIRE, n);
+        if (n == 0 && !w->broken) {
+            lk__buf_add(&w->record, bytes, len);
+            if (!w->record.failed) lk__tls_ack(w->tls, LK__TLS_SEND_WIRE, len);
+            w->record.failed = LLMKIT_OK; /* without memory it waits in the engine */
+            return false;
+        }
+        lk__tls_ack(w->tls, LK__TLS_SEND_WIRE, w->broken ? len : n);
     }
     return true;
 }
@@ -109,7 +128,7 @@ LK__PRIV bool lk__wire_flush_records(lk__wire *w) {
 /* Application bytes into the engine, records to the socket whenever one is full. */
 LK__PRIV size_t lk__wire_encrypt(lk__wire *w, llmkit_str bytes) {
     size_t done = 0;
-    while (w->ready && done < bytes.len) {
+    while (w->ready && w->record.len == 0 && done < bytes.len) {
         size_t room = 0;
         uint8_t *at = NULL;
         if (lk__tls_wants(w->tls) & LK__TLS_SEND_APP)
@@ -127,6 +146,7 @@ LK__PRIV size_t lk__wire_encrypt(lk__wire *w, llmkit_str bytes) {
 }
 
 LK__PRIV void lk__wire_push_tls(lk__wire *w) {
+    lk__wire_flush_records(w);
     while (lk__wire_unsent(w) > 0) {
         llmkit_str rest = lk__str_from(lk__buf_view(&w->out), w->out_sent);
         size_t n = lk__wire_encrypt(w, rest);
@@ -394,6 +414,7 @@ LK__PRIV llmkit_err lk__wire_open(lk__wire *w, llmkit_loop *loop, int fd, const 
     llmkit_err err = LLMKIT_OK;
 #if LLMKIT_WITH_TLS
     lk__buf_init(&w->in, env, 2 * (size_t)LLMKIT_READ_BYTES);
+    lk__buf_init(&w->record, env, 0);
     if (tls && !(w->tls = lk__tls_open(tls, env, host, port, error))) err = error->code;
 #else
     (void)host, (void)port;
@@ -423,6 +444,7 @@ LK__PRIV void lk__wire_close(lk__wire *w) {
     lk__wire_drop_out(w);
 #if LLMKIT_WITH_TLS
     lk__buf_free(&w->in);
+    lk__buf_free(&w->record);
     lk__tls_free(w->tls);
     w->tls = NULL;
 #endif

@@ -38,6 +38,8 @@ struct lk__wire {
 #if LLMKIT_WITH_TLS
     lk__tls            *tls;       /* NULL: plain */
     lk__buf             in;        /* of the peer's, received while the engine could take no more */
+    lk__buf             record;    /* taken out of the engine while the socket was full */
+    size_t              record_sent;
 #endif
 };
 

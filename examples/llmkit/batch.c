@@ -464,6 +464,7 @@ static int run(const options *o, llmkit_batch *batch, progress *p) {
     running = batch;
     lk_catch_stop(on_stop);
     llmkit_err err = llmkit_batch_run(batch, &error);
+    lk_catch_stop(SIG_IGN); /* what the handler would stop is going */
     llmkit_batch_stats s = llmkit_batch_read(batch);
     clear_line(p);
     if (!o->quiet) print_summary(o, &s);

@@ -4,6 +4,7 @@
 #include "llmkit.h"
 
 #include <inttypes.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -1010,6 +1011,7 @@ int lk_mock_main(int argc, char **argv) {
         running = m.loop;
         lk_catch_stop(on_stop);
         run(&m);
+        lk_catch_stop(SIG_IGN); /* what the handler would stop is going */
         if (!m.options.quiet) print_counts(&m);
     } else {
         lk_say("%s", error.message);
