@@ -273,13 +273,14 @@ typedef enum llmkit_deadline {
     LLMKIT_DEADLINE_TOTAL       /* the whole call, retries included */
 } llmkit_deadline;
 
-/* Everything known about a failure, by value: valid as long as the struct that holds it. */
+/* Everything known about a failure, by value: valid as long as the struct that holds it.  A call
+ * that succeeds may leave anything in it: look at what the call returned. */
 typedef struct llmkit_error {
     llmkit_err      code;
     llmkit_deadline deadline;
     bool            retryable;      /* the same request may succeed later */
     uint16_t        http_status;    /* 0 if the failure came before a status line */
-    int             os_errno;       /* 0 unless E_CONNECT or E_IO; E_DNS: getaddrinfo's code */
+    int             os_errno;       /* errno where one was set; E_DNS: getaddrinfo's code */
     int             tls_code;       /* BearSSL's own code, with E_TLS and E_CERT */
     uint32_t        retry_after_ms; /* 0 unless the provider said so */
     char            provider[32];   /* "" if none was chosen */
@@ -835,7 +836,7 @@ LLMKIT_API void llmkit_exchange_abort(llmkit_exchange *exchange);
 
 #if defined(LLMKIT_IMPLEMENTATION) && !defined(LLMKIT_IMPLEMENTED)
 #define LLMKIT_IMPLEMENTED
-#define LK__SOURCE_SUM "0acba229a60f28f3"
+#define LK__SOURCE_SUM "2b0a7ada4905121c"
 
 /* ==== >>core/platform.h ======================================================================= */
 /* core/platform.h -- system headers, and what the platform and the compiler have */
@@ -7194,8 +7195,8 @@ LK__INLINE bool lk__wire_is_open(const lk__wire *w) { return w->loop != NULL; }
  * call.  A connection that fails here is reported by closed, like any other.  E_NOMEM: what went
  * out may be a part of a piece, so that the wire is of no more use. */
 LK__PRIV llmkit_err lk__wire_write(lk__wire *w, const llmkit_str *pieces, size_t num);
-/* Bytes written that are still here; those inside a TLS record that is on its way count as sent. */
-LK__INLINE size_t lk__wire_unsent(const lk__wire *w) { return w->out.len - w->out_sent; }
+/* Bytes written that are still here; a TLS record that the engine is sending counts as sent. */
+LK__PRIV size_t lk__wire_unsent(const lk__wire *w);
 /* Nothing more will be written: once all is sent the peer is told so.  Reading goes on. */
 LK__PRIV void lk__wire_shut(lk__wire *w);
 LK__PRIV void lk__wire_pause(lk__wire *w);
@@ -7209,6 +7210,19 @@ enum {
     LK__WIRE_PIECES = 8, /* gathered into one system call */
 };
 
+/* Bytes that neither the socket nor the engine has taken. */
+LK__PRIV size_t lk__wire_waiting(const lk__wire *w) {
+    return w->out.len - w->out_sent;
+}
+
+LK__PRIV size_t lk__wire_unsent(const lk__wire *w) {
+#if LLMKIT_WITH_TLS
+    return lk__wire_waiting(w) + (w->record.len - w->record_sent);
+#else
+    return lk__wire_waiting(w);
+#endif
+}
+
 /* ---- what the poller is asked for ------------------------------------------------------------ */
 
 LK__PRIV bool lk__wire_waits_to_send(const lk__wire *w) {
@@ -7217,10 +7231,10 @@ LK__PRIV bool lk__wire_waits_to_send(const lk__wire *w) {
     if (w->tls) {
         unsigned wants = lk__tls_wants(w->tls);
         return w->record.len > 0 || (wants & LK__TLS_SEND_WIRE) ||
-               ((wants & LK__TLS_SEND_APP) && lk__wire_unsent(w) > 0);
+               ((wants & LK__TLS_SEND_APP) && lk__wire_waiting(w) > 0);
     }
 #endif
-    return lk__wire_unsent(w) > 0;
+    return lk__wire_waiting(w) > 0;
 }
 
 /* What the engine could not take yet must be gone before more is read. */
@@ -7275,7 +7289,9 @@ LK__PRIV size_t lk__wire_send(lk__wire *w, const struct iovec *iov, int count) {
     return 0;
 }
 
+/* A request's head may be among the bytes, and a key in it. */
 LK__PRIV void lk__wire_drop_out(lk__wire *w) {
+    if (w->out.ptr) lk__wipe(w->out.ptr, w->out.cap);
     lk__buf_free(&w->out);
     w->out_sent = 0;
 }
@@ -7287,8 +7303,18 @@ LK__PRIV void lk__wire_sent(lk__wire *w, size_t n) {
     if (w->out_sent == w->out.len) lk__wire_drop_out(w);
 }
 
-LK__PRIV llmkit_err lk__wire_keep(lk__wire *w, llmkit_str rest) {
-    lk__buf_str(&w->out, rest);
+/* Keeps, in order, what is left of the pieces behind the bytes that were taken.  Room for all of it
+ * at once: growing piece by piece would leave copies of a key behind. */
+LK__PRIV llmkit_err lk__wire_keep(lk__wire *w, const llmkit_str *pieces, size_t num, size_t taken) {
+    size_t bytes = 0;
+    for (size_t i = 0; i < num; i++) bytes = lk__add(bytes, pieces[i].len);
+    if (w->broken || bytes == taken) return LLMKIT_OK;
+    lk__buf_more(&w->out, bytes - taken);
+    for (size_t i = 0; i < num; i++) {
+        size_t skip = taken < pieces[i].len ? taken : pieces[i].len;
+        taken -= skip;
+        lk__buf_str(&w->out, lk__str_from(pieces[i], skip));
+    }
     return w->out.failed;
 }
 
@@ -7349,23 +7375,25 @@ LK__PRIV size_t lk__wire_encrypt(lk__wire *w, llmkit_str bytes) {
 
 LK__PRIV void lk__wire_push_tls(lk__wire *w) {
     lk__wire_flush_records(w);
-    while (lk__wire_unsent(w) > 0) {
+    while (lk__wire_waiting(w) > 0) {
         llmkit_str rest = lk__str_from(lk__buf_view(&w->out), w->out_sent);
         size_t n = lk__wire_encrypt(w, rest);
         lk__wire_sent(w, n);
         if (n < rest.len) break;
     }
     lk__tls_flush(w->tls);
-    if (w->shut && w->ready && lk__wire_unsent(w) == 0) lk__tls_finish(w->tls);
+    if (w->shut && w->ready && lk__wire_waiting(w) == 0) lk__tls_finish(w->tls);
     lk__wire_flush_records(w);
 }
 
 LK__PRIV llmkit_err lk__wire_write_tls(lk__wire *w, const llmkit_str *pieces, size_t num) {
-    llmkit_err err = LLMKIT_OK;
-    for (size_t i = 0; i < num && !err; i++) {
-        size_t done = lk__wire_unsent(w) == 0 ? lk__wire_encrypt(w, pieces[i]) : 0;
-        if (done < pieces[i].len) err = lk__wire_keep(w, lk__str_from(pieces[i], done));
+    size_t taken = 0;
+    for (size_t i = 0; i < num && lk__wire_waiting(w) == 0; i++) {
+        size_t done = lk__wire_encrypt(w, pieces[i]);
+        taken += done;
+        if (done < pieces[i].len) break;
     }
+    llmkit_err err = lk__wire_keep(w, pieces, num, taken);
     lk__tls_flush(w->tls);
     lk__wire_flush_records(w);
     return err;
@@ -7373,8 +7401,8 @@ LK__PRIV llmkit_err lk__wire_write_tls(lk__wire *w, const llmkit_str *pieces, si
 #endif
 
 LK__PRIV void lk__wire_push_plain(lk__wire *w) {
-    while (lk__wire_unsent(w) > 0 && !w->broken) {
-        struct iovec iov = { w->out.ptr + w->out_sent, lk__wire_unsent(w) };
+    while (lk__wire_waiting(w) > 0 && !w->broken) {
+        struct iovec iov = { w->out.ptr + w->out_sent, lk__wire_waiting(w) };
         size_t n = lk__wire_send(w, &iov, 1);
         if (n == 0) return;
         lk__wire_sent(w, n);
@@ -7384,7 +7412,7 @@ LK__PRIV void lk__wire_push_plain(lk__wire *w) {
 /* One gathered call; what it did not take is kept, in order. */
 LK__PRIV llmkit_err lk__wire_write_plain(lk__wire *w, const llmkit_str *pieces, size_t num) {
     size_t taken = 0;
-    if (lk__wire_unsent(w) == 0 && num <= LK__WIRE_PIECES) {
+    if (lk__wire_waiting(w) == 0 && num <= LK__WIRE_PIECES) {
         struct iovec iov[LK__WIRE_PIECES];
         int count = 0;
         for (size_t i = 0; i < num; i++)
@@ -7392,13 +7420,7 @@ LK__PRIV llmkit_err lk__wire_write_plain(lk__wire *w, const llmkit_str *pieces, 
                 iov[count++] = (struct iovec){ (void *)(uintptr_t)pieces[i].ptr, pieces[i].len };
         if (count) taken = lk__wire_send(w, iov, count);
     }
-    llmkit_err err = LLMKIT_OK;
-    for (size_t i = 0; i < num && !err && !w->broken; i++) {
-        size_t skip = taken < pieces[i].len ? taken : pieces[i].len;
-        taken -= skip;
-        if (skip < pieces[i].len) err = lk__wire_keep(w, lk__str_from(pieces[i], skip));
-    }
-    return err;
+    return lk__wire_keep(w, pieces, num, taken);
 }
 
 LK__PRIV void lk__wire_push(lk__wire *w) {
@@ -7413,7 +7435,7 @@ LK__PRIV void lk__wire_push(lk__wire *w) {
 
 /* FIN, once everything before it is with the kernel. */
 LK__PRIV void lk__wire_half_close(lk__wire *w) {
-    if (!w->shut || lk__wire_unsent(w) > 0 || lk__wire_waits_to_send(w)) return;
+    if (!w->shut || lk__wire_waiting(w) > 0 || lk__wire_waits_to_send(w)) return;
     shutdown(w->io.fd, SHUT_WR);
 }
 
@@ -7422,7 +7444,7 @@ LK__PRIV bool lk__wire_on_writable(lk__wire *w) {
     lk__wire_push(w);
     if (w->broken) lk__wire_drop_out(w);
     lk__wire_half_close(w);
-    if (lk__wire_unsent(w) > 0 || lk__wire_waits_to_send(w)) return true;
+    if (lk__wire_waiting(w) > 0 || lk__wire_waits_to_send(w)) return true;
     return !w->ready || !w->ops->drained || lk__wire_tell(w, w->ops->drained);
 }
 
@@ -7580,7 +7602,7 @@ LK__PRIV void lk__wire_pull_some(lk__wire *w) {
         if ((pulled = lk__wire_pull(w)) == LK__PULL_GONE) return;
 #if LLMKIT_WITH_TLS
     /* What was written while the engine was in the middle of a record from the peer. */
-    if (w->tls && lk__wire_unsent(w) > 0 && !lk__wire_on_writable(w)) return;
+    if (w->tls && lk__wire_waiting(w) > 0 && !lk__wire_on_writable(w)) return;
 #endif
     lk__wire_watch(w);
 }
@@ -8751,7 +8773,8 @@ typedef struct lk__codec {
                        llmkit_error *error);
     /* One event of a stream.  False: the call ended inside a callback, or *error is set. */
     bool (*read_event)(lk__answer *answer, llmkit_str data, llmkit_error *error);
-    /* The provider's error object, if there is one in the document: type and message. */
+    /* The provider's error object, if there is one in the document: type and message.  They also
+     * say what kind of error it is, where error->http_status is 0 since no status has said so. */
     bool (*read_error)(const lk__json *doc, llmkit_error *error, lk__buf *scratch);
 } lk__codec;
 
@@ -9250,6 +9273,33 @@ LK__PRIV llmkit_err lk__oai_read(const lk__json *j, llmkit_reply *reply, lk__buf
     return LLMKIT_OK;
 }
 
+/* What a type or a code means: OpenAI's, and those that servers of its dialect took over from
+ * Anthropic.  A quota that is used up has the status of a rate limit. */
+LK__PRIV void lk__oai_classify(llmkit_error *error, llmkit_str word) {
+    static const struct {
+        const char *word;
+        llmkit_err  code;
+    } table[] = {
+        { "insufficient_quota", LLMKIT_E_QUOTA },
+        { "invalid_request_error", LLMKIT_E_REQUEST },
+        { "context_length_exceeded", LLMKIT_E_REQUEST },
+        { "model_not_found", LLMKIT_E_REQUEST },
+        { "not_found_error", LLMKIT_E_REQUEST },
+        { "invalid_api_key", LLMKIT_E_AUTH },
+        { "authentication_error", LLMKIT_E_AUTH },
+        { "permission_error", LLMKIT_E_AUTH },
+        { "rate_limit_exceeded", LLMKIT_E_LIMITED },
+        { "rate_limit_error", LLMKIT_E_LIMITED },
+        { "overloaded_error", LLMKIT_E_OVERLOADED },
+    };
+    for (size_t i = 0; i < LK__COUNT(table); i++) {
+        bool decides = error->http_status == 0 || table[i].code == LLMKIT_E_QUOTA;
+        if (!decides || !lk__str_eq(word, lk__str_z(table[i].word))) continue;
+        error->code = table[i].code;
+        error->retryable = lk__err_retryable(error->code);
+    }
+}
+
 /* {"error":{"message","type","code"}}; some servers give a string, an array around the object
  * (Google), or no object around its members (vLLM, FastAPI's "detail"). */
 LK__PRIV bool lk__oai_read_error(const lk__json *j, llmkit_error *error, lk__buf *scratch) {
@@ -9260,11 +9310,13 @@ LK__PRIV bool lk__oai_read_error(const lk__json *j, llmkit_error *error, lk__buf
     if (text < 0) text = lk__json_get(j, e, LK__STR("detail"));
     if (text < 0 && e != root) text = e;
     if (text < 0 || lk__json_type_of(j, e) == LK__JSON_NULL) return false;
-    lk__node code = lk__json_get(j, e, LK__STR("code"));
-    if (lk__json_type_of(j, code) != LK__JSON_STRING)
-        code = lk__json_get(j, e, LK__STR("type"));
-    llmkit_str type = lk__json_view(j, code, scratch);
-    if (type.len) lk__str_copy(error->type, sizeof error->type, type);
+    static const char *const names[] = { "type", "code" }; /* the code is more exact */
+    for (size_t i = 0; i < LK__COUNT(names); i++) {
+        lk__node n = lk__json_get(j, e, lk__str_z(names[i]));
+        llmkit_str word = lk__json_view(j, n, scratch);
+        lk__oai_classify(error, word);
+        if (word.len) lk__str_copy(error->type, sizeof error->type, word);
+    }
     llmkit_str message = lk__json_view(j, text, scratch);
     if (message.len) lk__str_copy(error->message, sizeof error->message, message);
     return true;
@@ -9489,9 +9541,6 @@ LK__PRIV int64_t lk__retry_delay(const lk__retry_policy *policy, uint32_t tries,
 /* What a response other than 2xx says in its status line and fields: code, retryable, retry-after
  * and request id.  wall_s is the time of day, for a Retry-After that names one. */
 LK__PRIV void lk__retry_read_head(llmkit_error *error, const lk__head *head, int64_t wall_s);
-/* And what follows from the error's type, once the body has been read: quota is no rate limit, and
- * an error that came with status 200 is what its type says. */
-LK__PRIV void lk__retry_read_type(llmkit_error *error);
 LK__PRIV llmkit_str lk__request_id(const lk__head *head);
 
 /* ==== >>llm/retry.c =========================================================================== */
@@ -9610,34 +9659,6 @@ LK__PRIV void lk__retry_read_head(llmkit_error *error, const lk__head *head, int
     lk__str_copy(error->request_id, sizeof error->request_id, lk__request_id(head));
 }
 
-/* OpenAI's types and codes, and what servers that speak its dialect took over from Anthropic. */
-LK__PRIV void lk__retry_read_type(llmkit_error *error) {
-    static const struct {
-        const char *type;
-        llmkit_err  code;
-    } table[] = {
-        { "insufficient_quota", LLMKIT_E_QUOTA },
-        { "invalid_request_error", LLMKIT_E_REQUEST },
-        { "context_length_exceeded", LLMKIT_E_REQUEST },
-        { "model_not_found", LLMKIT_E_REQUEST },
-        { "not_found_error", LLMKIT_E_REQUEST },
-        { "invalid_api_key", LLMKIT_E_AUTH },
-        { "authentication_error", LLMKIT_E_AUTH },
-        { "permission_error", LLMKIT_E_AUTH },
-        { "rate_limit_exceeded", LLMKIT_E_LIMITED },
-        { "rate_limit_error", LLMKIT_E_LIMITED },
-        { "overloaded_error", LLMKIT_E_OVERLOADED },
-    };
-    llmkit_str type = lk__str_z(error->type);
-    for (size_t i = 0; i < LK__COUNT(table); i++) {
-        if (!lk__str_eq(type, lk__str_z(table[i].type))) continue;
-        bool quota = table[i].code == LLMKIT_E_QUOTA;
-        if (error->http_status && !quota) return; /* the status has said so itself */
-        error->code = table[i].code;
-        error->retryable = lk__err_retryable(error->code);
-    }
-}
-
 /* ==== >>llm/client.h ========================================================================== */
 /* llm/client.h -- a client, its providers, and one call from submission to its last event */
 
@@ -9645,8 +9666,8 @@ typedef struct lk__provider {
     const lk__codec *codec;
     lk__origin      *origin;
     char            *name, *model;
-    lk__buf          head; /* of every request, up to the fields that differ; holds the key */
-    bool             has_key;
+    lk__buf          head; /* of every request, up to the fields that differ; ends with the key */
+    size_t           key_at; /* in head, up to its last CRLF; head.len: none */
     bool             completion_tokens; /* the token limit is called max_completion_tokens here */
 } lk__provider;
 
@@ -9725,6 +9746,7 @@ LK__PRIV void lk__buf_wipe(lk__buf *b); /* frees a buffer that holds a secret */
 enum {
     LK__ERROR_BODY_BYTES = 65536, /* of an error's body that are read */
     LK__CALL_KEEP_BYTES = 65536,  /* larger buffers are not kept for the next call */
+    LK__CALL_KEY_BYTES = 8,       /* of a key, or more, are struck out of messages */
 };
 
 /* ---- telling the caller ---------------------------------------------------------------------- */
@@ -9837,6 +9859,16 @@ LK__PRIV void lk__call_try(lk__call *c) {
     lk__fetch_start(&c->fetch);
 }
 
+/* Providers quote what they were sent: a key that comes back, or the beginning of one where the
+ * message is cut off, is struck out. */
+LK__PRIV void lk__redact(char *text, llmkit_str key) {
+    size_t left = strlen(text);
+    for (char *p = text; left >= LK__CALL_KEY_BYTES; p++, left--) {
+        size_t n = key.len < left ? key.len : left;
+        if (n >= LK__CALL_KEY_BYTES && memcmp(p, key.ptr, n) == 0) memset(p, '*', n);
+    }
+}
+
 /* Where an error happened.  Its message may be the provider's, which is made one line of. */
 LK__PRIV void lk__call_place(const lk__call *c, llmkit_error *error) {
     lk__str_copy(error->provider, sizeof error->provider, lk__str_z(c->provider->name));
@@ -9844,6 +9876,10 @@ LK__PRIV void lk__call_place(const lk__call *c, llmkit_error *error) {
     if (!error->request_id[0]) memcpy(error->request_id, c->request_id, sizeof c->request_id);
     for (char *p = error->message; *p; p++)
         if ((unsigned char)*p < ' ' || *p == 0x7f) *p = ' ';
+    llmkit_str key = lk__str_from(lk__buf_view(&c->provider->head), c->provider->key_at);
+    key.len = key.len < 2 ? 0 : key.len - 2; /* CRLF */
+    lk__redact(error->message, key);
+    lk__redact(error->type, key);
 }
 
 LK__PRIV void lk__call_on_timer(lk__timer *timer) {
@@ -9914,7 +9950,6 @@ LK__PRIV void lk__call_on_events(lk__call *c, llmkit_str bytes) {
     while (!c->answer.complete && lk__sse_feed(&c->sse, &bytes, &event)) {
         if (c->provider->codec->read_event(&c->answer, event.data, &error)) continue;
         if (c->id != id) return;
-        lk__retry_read_type(&error);
         lk__call_failed(c, &error);
         return;
     }
@@ -9934,7 +9969,6 @@ LK__PRIV void lk__call_refused(lk__call *c) {
     llmkit_error *error = &c->error;
     if (lk__json_parse(json, lk__buf_view(&c->input)) == LLMKIT_OK)
         c->provider->codec->read_error(json, error, &c->client->scratch);
-    lk__retry_read_type(error);
     lk__call_failed(c, error);
 }
 
@@ -9970,7 +10004,6 @@ LK__PRIV void lk__call_unexpected(lk__call *c, const char *what) {
         lk__fail(&error, LLMKIT_E_JSON, "%s; it begins: %.*s", what,
                  (int)(text.len < 60 ? text.len : 60), text.ptr);
     }
-    lk__retry_read_type(&error);
     lk__call_failed(c, &error);
 }
 
@@ -9979,7 +10012,8 @@ LK__PRIV void lk__call_whole(lk__call *c) {
     llmkit_reply reply;
     memset(&reply, 0, sizeof reply);
     llmkit_err err = lk__json_parse(json, lk__buf_view(&c->input));
-    if (err == LLMKIT_E_JSON || (!err && lk__json_get(json, 0, LK__STR("error")) >= 0 &&
+    lk__node failure = lk__json_get(json, 0, LK__STR("error"));
+    if (err == LLMKIT_E_JSON || (!err && lk__json_type_of(json, failure) > LK__JSON_NULL &&
                                  lk__json_get(json, 0, LK__STR("choices")) < 0)) {
         lk__call_unexpected(c, "the reply is not JSON: is base_url that of an API?");
         return;
@@ -10155,7 +10189,7 @@ LK__PRIV bool lk__field_is_ours(const lk__provider *p, llmkit_str name) {
                                         "transfer-encoding", "connection" };
     for (size_t i = 0; i < LK__COUNT(ours); i++)
         if (lk__str_ieq(name, lk__str_z(ours[i]))) return true;
-    return p->has_key && lk__str_ieq(name, LK__STR("authorization"));
+    return p->key_at < p->head.len && lk__str_ieq(name, LK__STR("authorization"));
 }
 
 /* Room for n more bytes in a buffer that holds a secret: what it outgrows is wiped. */
@@ -10400,8 +10434,8 @@ LK__PRIV llmkit_err lk__provider_write_head(lk__provider *p, const lk__url *url,
     lk__buf_fmt(head, "User-Agent: llmkit/%d.%d.%d\r\n", LLMKIT_VERSION_MAJOR,
                 LLMKIT_VERSION_MINOR, LLMKIT_VERSION_PATCH);
     lk__http_field(head, LK__STR("Content-Type"), LK__STR("application/json"));
+    p->key_at = head->len;
     if (!api_key || !*api_key) return head->failed;
-    p->has_key = true;
     lk__buf bearer;
     lk__buf_init(&bearer, head->env, LLMKIT_MAX_HEAD_BYTES / 2);
     lk__buf_more(&bearer, lk__add(strlen(api_key), sizeof "Bearer "));
@@ -10409,6 +10443,7 @@ LK__PRIV llmkit_err lk__provider_write_head(lk__provider *p, const lk__url *url,
     lk__buf_z(&bearer, api_key);
     llmkit_err err = bearer.failed;
     if (!err) err = lk__secret_field(head, LK__STR("Authorization"), lk__buf_view(&bearer));
+    p->key_at = head->len - strlen(api_key) - 2;
     lk__buf_wipe(&bearer);
     return err ? err : head->failed;
 }
@@ -11135,6 +11170,7 @@ struct llmkit_batch {
 
 LK__PRIV void lk__batch_pump(llmkit_batch *b);
 LK__PRIV void lk__batch_start(llmkit_batch *b);
+LK__PRIV void lk__batch_stop_soon(llmkit_batch *b);
 
 LK__PRIV int64_t lk__batch_now(const llmkit_batch *b) {
     return lk__loop_now(b->loop);
@@ -11145,6 +11181,7 @@ LK__PRIV int64_t lk__batch_now(const llmkit_batch *b) {
 LK__PRIV void lk__batch_give_up(llmkit_batch *b, const llmkit_error *error) {
     if (!b->error.code) b->error = *error;
     b->eof = true;
+    lk__defer(b->loop, &b->pump);
 }
 
 LK__PRIV void lk__batch_write_out(llmkit_batch *b) {
@@ -11517,6 +11554,7 @@ LK__PRIV void lk__batch_pump(llmkit_batch *b) {
         lk__batch_send_first(b, job);
     }
     if (again) lk__timer_set(b->loop, &b->pace, again);
+    if (b->error.code && b->resting) lk__batch_stop_soon(b); /* no use in trying again */
     if (b->eof && b->busy == 0) lk__batch_finish(b);
 }
 
@@ -11645,9 +11683,13 @@ LK__PRIV void lk__batch_on_tick(lk__timer *timer) {
 LK__PRIV void lk__batch_warm(llmkit_batch *b) {
     double total = 0;
     for (size_t i = 0; i < b->num_endpoints; i++) total += b->endpoints[i].weight;
-    for (size_t i = 0; i < b->num_endpoints; i++)
-        lk__origin_warm(b->client->providers[i].origin,
-                        (uint32_t)(b->warm * b->endpoints[i].weight / total + 0.5));
+    for (size_t i = 0; i < b->num_endpoints; i++) {
+        lk__origin *origin = b->client->providers[i].origin;
+        double weight = 0; /* of all endpoints that are there */
+        for (size_t j = 0; j < b->num_endpoints; j++)
+            if (b->client->providers[j].origin == origin) weight += b->endpoints[j].weight;
+        lk__origin_warm(origin, (uint32_t)(b->warm * weight / total + 0.5));
+    }
 }
 
 /* ---- a run ----------------------------------------------------------------------------------- */
@@ -13098,3 +13140,26 @@ LLMKIT_API void llmkit_exchange_abort(llmkit_exchange *x) {
 #endif
 
 #endif /* LLMKIT_IMPLEMENTATION */
+
+/* MIT licence
+ *
+ * Copyright (c) 2026 the llmkit.h authors
+ *
+ * Permission is hereby granted, free of charge, to any person obtaining a copy
+ * of this software and associated documentation files (the "Software"), to deal
+ * in the Software without restriction, including without limitation the rights
+ * to use, copy, modify, merge, publish, distribute, sublicense, and/or sell
+ * copies of the Software, and to permit persons to whom the Software is
+ * furnished to do so, subject to the following conditions:
+ *
+ * The above copyright notice and this permission notice shall be included in all
+ * copies or substantial portions of the Software.
+ *
+ * THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR
+ * IMPLIED, INCLUDING BUT NOT LIMITED TO THE WARRANTIES OF MERCHANTABILITY,
+ * FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE
+ * AUTHORS OR COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER
+ * LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR OTHERWISE, ARISING FROM,
+ * OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE
+ * SOFTWARE.
+ */

@@ -279,3 +279,16 @@ def test_an_interrupt_ends_a_stream():
             assert process.stdout.read(5) == b"echo:"
             process.send_signal(signal.SIGINT)
             assert process.wait(lk.SECONDS) == -signal.SIGINT
+
+
+# ---- Keys -----------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("padding", ["", "x" * 235])
+def test_a_key_that_the_server_echoes_is_struck_out(padding):
+    key = "sk-a-key-that-must-not-be-seen-0123456789"
+    body = '{"error":{"message":"%s no such key: %s","type":"%s"}}' % (padding, key, key)
+    with lk.Script(http(body, "401 Unauthorized")) as server:
+        done = chat("--base-url", server.url, "x", OPENAI_API_KEY=key)
+    assert server.requests[0][0].count("Authorization: Bearer " + key) == 1
+    check_failed(done, "no such key: *****" if not padding else "xxx")
+    assert "sk-a-key" not in done.stderr

@@ -127,7 +127,8 @@ static void tools_and_schema_go_in_as_they_are(void **state) {
     };
     writes(&(llmkit_request){ .prompt = "x", .tools = tools, .num_tools = 2, .tool_choice = "f" },
            false, "{\"model\":\"m\",\"messages\":[{\"role\":\"user\",\"content\":\"x\"}],"
-           "\"tools\":[{\"type\":\"function\",\"function\":{\"name\":\"f\",\"description\":\"does\","
+           "\"tools\":[{\"type\":\"function\",\"function\":{\"name\":\"f\","
+           "\"description\":\"does\","
            "\"parameters\":{ \"type\": \"object\" }}},"
            "{\"type\":\"function\",\"function\":{\"name\":\"g\"}}],"
            "\"tool_choice\":{\"type\":\"function\",\"function\":{\"name\":\"f\"}}}");
@@ -237,7 +238,8 @@ static void a_whole_reply_has_all_its_parts(void **state) {
         "\"prompt_tokens_details\":{\"cached_tokens\":4},\"completion_tokens_details\":"
         "{\"reasoning_tokens\":5}},\"choices\":[{\"message\":{\"content\":"
         "\"a\\u0000\\ud83d\\ude42\",\"refusal\":null,\"tool_calls\":[{\"id\":\"c1\",\"function\":"
-        "{\"name\":\"f\",\"arguments\":\"{\\\"x\\\":1}\"}},{\"function\":{}},{}]},\"finish_reason\":\"tool_calls\"},"
+        "{\"name\":\"f\",\"arguments\":\"{\\\"x\\\":1}\"}},{\"function\":{}},{}]},"
+        "\"finish_reason\":\"tool_calls\"},"
         "{\"message\":{\"content\":\"other\"}}],\"model\":\"m-2\"}"));
     assert_int_equal(r.reply.text.len, 6);
     assert_memory_equal(r.reply.text.ptr, "a\0\xf0\x9f\x99\x82", 7);
@@ -312,6 +314,45 @@ static void documents_of_another_shape_are_no_replies(void **state) {
     assert_ok(read_reply(&r, "{\"choices\":[{\"message\":{\"content\":[1],\"tool_calls\":"
                          "{\"a\":1}},\"finish_reason\":7}],\"usage\":3,\"model\":null}"));
     read_free(&r);
+}
+
+/* ---- reading an error -------------------------------------------------------------------------*/
+
+static llmkit_error read_error(const char *type, const char *code, uint16_t status) {
+    llmkit_error error;
+    reading r;
+    char text[200];
+    lk__buf scratch;
+    snprintf(text, sizeof text, "{\"error\":{\"code\":\"%s\",\"type\":\"%s\",\"message\":\"m\"}}",
+             code, type);
+    (void)read_reply(&r, text);
+    lk__buf_init(&scratch, &r.world.env, 0);
+    lk__fail(&error, LLMKIT_E_SERVER, "x");
+    error.http_status = status;
+    assert_true(lk__codec_openai()->read_error(&r.json, &error, &scratch));
+    lk__buf_free(&scratch);
+    read_free(&r);
+    return error;
+}
+
+static void types_and_codes_say_what_kind_of_error_it_is(void **state) {
+    (void)state;
+    assert_err(read_error("", "insufficient_quota", 429).code, LLMKIT_E_QUOTA);
+    assert_err(read_error("insufficient_quota", "", 0).code, LLMKIT_E_QUOTA);
+    assert_false(read_error("insufficient_quota", "", 429).retryable);
+    assert_err(read_error("invalid_request_error", "", 0).code, LLMKIT_E_REQUEST);
+    assert_err(read_error("invalid_request_error", "invalid_model", 0).code, LLMKIT_E_REQUEST);
+    assert_err(read_error("invalid_request_error", "invalid_api_key", 0).code, LLMKIT_E_AUTH);
+    assert_false(read_error("invalid_request_error", "", 0).retryable);
+    assert_err(read_error("invalid_request_error", "", 500).code, LLMKIT_E_SERVER);
+    assert_true(read_error("invalid_request_error", "", 500).retryable);
+    assert_err(read_error("requests", "rate_limit_exceeded", 0).code, LLMKIT_E_LIMITED);
+    assert_true(read_error("requests", "rate_limit_exceeded", 0).retryable);
+    assert_err(read_error("overloaded_error", "", 0).code, LLMKIT_E_OVERLOADED);
+    assert_err(read_error("something", "else", 0).code, LLMKIT_E_SERVER);
+    assert_string_equal(read_error("something", "else", 0).type, "else");
+    assert_string_equal(read_error("something", "", 0).type, "something");
+    assert_string_equal(read_error("something", "", 0).message, "m");
 }
 
 /* ---- reading a stream -------------------------------------------------------------------------*/
@@ -486,6 +527,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(what_a_reply_leaves_out_is_not_zero),
     cmocka_unit_test(all_finish_reasons_are_known),
     cmocka_unit_test(documents_of_another_shape_are_no_replies),
+    cmocka_unit_test(types_and_codes_say_what_kind_of_error_it_is),
     cmocka_unit_test(events_alike_are_read_alike),
     cmocka_unit_test(a_call_may_end_in_any_event),
     cmocka_unit_test(reading_a_stream_survives_every_refusal),

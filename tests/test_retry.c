@@ -115,30 +115,6 @@ static void redirects_name_their_target(void **state) {
     assert_string_equal(read_head(304, NULL, NULL).message, "HTTP status 304");
 }
 
-static llmkit_error of_type(const char *type, uint16_t status) {
-    llmkit_error error;
-    lk__fail(&error, LLMKIT_E_SERVER, "x");
-    error.http_status = status;
-    lk__str_copy(error.type, sizeof error.type, lk__str_z(type));
-    lk__retry_read_type(&error);
-    return error;
-}
-
-static void types_of_errors_are_understood(void **state) {
-    (void)state;
-    assert_err(of_type("insufficient_quota", 429).code, LLMKIT_E_QUOTA);
-    assert_err(of_type("insufficient_quota", 0).code, LLMKIT_E_QUOTA);
-    assert_false(of_type("insufficient_quota", 429).retryable);
-    assert_err(of_type("invalid_request_error", 0).code, LLMKIT_E_REQUEST);
-    assert_false(of_type("invalid_request_error", 0).retryable);
-    assert_err(of_type("invalid_request_error", 500).code, LLMKIT_E_SERVER);
-    assert_err(of_type("rate_limit_exceeded", 0).code, LLMKIT_E_LIMITED);
-    assert_true(of_type("rate_limit_exceeded", 0).retryable);
-    assert_err(of_type("invalid_api_key", 0).code, LLMKIT_E_AUTH);
-    assert_err(of_type("overloaded_error", 0).code, LLMKIT_E_OVERLOADED);
-    assert_err(of_type("something", 0).code, LLMKIT_E_SERVER);
-}
-
 static void the_backoff_is_that_of_the_official_clients(void **state) {
     (void)state;
     lk_world w;
@@ -181,7 +157,6 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(x_should_retry_has_the_last_word),
     cmocka_unit_test(request_ids_have_two_names),
     cmocka_unit_test(redirects_name_their_target),
-    cmocka_unit_test(types_of_errors_are_understood),
     cmocka_unit_test(the_backoff_is_that_of_the_official_clients),
 };
 

@@ -68,13 +68,14 @@ typedef enum llmkit_deadline {
     LLMKIT_DEADLINE_TOTAL       /* the whole call, retries included */
 } llmkit_deadline;
 
-/* Everything known about a failure, by value: valid as long as the struct that holds it. */
+/* Everything known about a failure, by value: valid as long as the struct that holds it.  A call
+ * that succeeds may leave anything in it: look at what the call returned. */
 typedef struct llmkit_error {
     llmkit_err      code;
     llmkit_deadline deadline;
     bool            retryable;      /* the same request may succeed later */
     uint16_t        http_status;    /* 0 if the failure came before a status line */
-    int             os_errno;       /* 0 unless E_CONNECT or E_IO; E_DNS: getaddrinfo's code */
+    int             os_errno;       /* errno where one was set; E_DNS: getaddrinfo's code */
     int             tls_code;       /* BearSSL's own code, with E_TLS and E_CERT */
     uint32_t        retry_after_ms; /* 0 unless the provider said so */
     char            provider[32];   /* "" if none was chosen */

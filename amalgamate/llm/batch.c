@@ -80,6 +80,7 @@ struct llmkit_batch {
 
 LK__PRIV void lk__batch_pump(llmkit_batch *b);
 LK__PRIV void lk__batch_start(llmkit_batch *b);
+LK__PRIV void lk__batch_stop_soon(llmkit_batch *b);
 
 LK__PRIV int64_t lk__batch_now(const llmkit_batch *b) {
     return lk__loop_now(b->loop);
@@ -90,6 +91,7 @@ LK__PRIV int64_t lk__batch_now(const llmkit_batch *b) {
 LK__PRIV void lk__batch_give_up(llmkit_batch *b, const llmkit_error *error) {
     if (!b->error.code) b->error = *error;
     b->eof = true;
+    lk__defer(b->loop, &b->pump);
 }
 
 LK__PRIV void lk__batch_write_out(llmkit_batch *b) {
@@ -462,6 +464,7 @@ LK__PRIV void lk__batch_pump(llmkit_batch *b) {
         lk__batch_send_first(b, job);
     }
     if (again) lk__timer_set(b->loop, &b->pace, again);
+    if (b->error.code && b->resting) lk__batch_stop_soon(b); /* no use in trying again */
     if (b->eof && b->busy == 0) lk__batch_finish(b);
 }
 
@@ -590,9 +593,13 @@ LK__PRIV void lk__batch_on_tick(lk__timer *timer) {
 LK__PRIV void lk__batch_warm(llmkit_batch *b) {
     double total = 0;
     for (size_t i = 0; i < b->num_endpoints; i++) total += b->endpoints[i].weight;
-    for (size_t i = 0; i < b->num_endpoints; i++)
-        lk__origin_warm(b->client->providers[i].origin,
-                        (uint32_t)(b->warm * b->endpoints[i].weight / total + 0.5));
+    for (size_t i = 0; i < b->num_endpoints; i++) {
+        lk__origin *origin = b->client->providers[i].origin;
+        double weight = 0; /* of all endpoints that are there */
+        for (size_t j = 0; j < b->num_endpoints; j++)
+            if (b->client->providers[j].origin == origin) weight += b->endpoints[j].weight;
+        lk__origin_warm(origin, (uint32_t)(b->warm * weight / total + 0.5));
+    }
 }
 
 /* ---- a run ----------------------------------------------------------------------------------- */

@@ -9,6 +9,7 @@
 enum {
     LK__ERROR_BODY_BYTES = 65536, /* of an error's body that are read */
     LK__CALL_KEEP_BYTES = 65536,  /* larger buffers are not kept for the next call */
+    LK__CALL_KEY_BYTES = 8,       /* of a key, or more, are struck out of messages */
 };
 
 /* ---- telling the caller ---------------------------------------------------------------------- */
@@ -121,6 +122,16 @@ LK__PRIV void lk__call_try(lk__call *c) {
     lk__fetch_start(&c->fetch);
 }
 
+/* Providers quote what they were sent: a key that comes back, or the beginning of one where the
+ * message is cut off, is struck out. */
+LK__PRIV void lk__redact(char *text, llmkit_str key) {
+    size_t left = strlen(text);
+    for (char *p = text; left >= LK__CALL_KEY_BYTES; p++, left--) {
+        size_t n = key.len < left ? key.len : left;
+        if (n >= LK__CALL_KEY_BYTES && memcmp(p, key.ptr, n) == 0) memset(p, '*', n);
+    }
+}
+
 /* Where an error happened.  Its message may be the provider's, which is made one line of. */
 LK__PRIV void lk__call_place(const lk__call *c, llmkit_error *error) {
     lk__str_copy(error->provider, sizeof error->provider, lk__str_z(c->provider->name));
@@ -128,6 +139,10 @@ LK__PRIV void lk__call_place(const lk__call *c, llmkit_error *error) {
     if (!error->request_id[0]) memcpy(error->request_id, c->request_id, sizeof c->request_id);
     for (char *p = error->message; *p; p++)
         if ((unsigned char)*p < ' ' || *p == 0x7f) *p = ' ';
+    llmkit_str key = lk__str_from(lk__buf_view(&c->provider->head), c->provider->key_at);
+    key.len = key.len < 2 ? 0 : key.len - 2; /* CRLF */
+    lk__redact(error->message, key);
+    lk__redact(error->type, key);
 }
 
 LK__PRIV void lk__call_on_timer(lk__timer *timer) {
@@ -198,7 +213,6 @@ LK__PRIV void lk__call_on_events(lk__call *c, llmkit_str bytes) {
     while (!c->answer.complete && lk__sse_feed(&c->sse, &bytes, &event)) {
         if (c->provider->codec->read_event(&c->answer, event.data, &error)) continue;
         if (c->id != id) return;
-        lk__retry_read_type(&error);
         lk__call_failed(c, &error);
         return;
     }
@@ -218,7 +232,6 @@ LK__PRIV void lk__call_refused(lk__call *c) {
     llmkit_error *error = &c->error;
     if (lk__json_parse(json, lk__buf_view(&c->input)) == LLMKIT_OK)
         c->provider->codec->read_error(json, error, &c->client->scratch);
-    lk__retry_read_type(error);
     lk__call_failed(c, error);
 }
 
@@ -254,7 +267,6 @@ LK__PRIV void lk__call_unexpected(lk__call *c, const char *what) {
         lk__fail(&error, LLMKIT_E_JSON, "%s; it begins: %.*s", what,
                  (int)(text.len < 60 ? text.len : 60), text.ptr);
     }
-    lk__retry_read_type(&error);
     lk__call_failed(c, &error);
 }
 
@@ -263,7 +275,8 @@ LK__PRIV void lk__call_whole(lk__call *c) {
     llmkit_reply reply;
     memset(&reply, 0, sizeof reply);
     llmkit_err err = lk__json_parse(json, lk__buf_view(&c->input));
-    if (err == LLMKIT_E_JSON || (!err && lk__json_get(json, 0, LK__STR("error")) >= 0 &&
+    lk__node failure = lk__json_get(json, 0, LK__STR("error"));
+    if (err == LLMKIT_E_JSON || (!err && lk__json_type_of(json, failure) > LK__JSON_NULL &&
                                  lk__json_get(json, 0, LK__STR("choices")) < 0)) {
         lk__call_unexpected(c, "the reply is not JSON: is base_url that of an API?");
         return;
@@ -439,7 +452,7 @@ LK__PRIV bool lk__field_is_ours(const lk__provider *p, llmkit_str name) {
                                         "transfer-encoding", "connection" };
     for (size_t i = 0; i < LK__COUNT(ours); i++)
         if (lk__str_ieq(name, lk__str_z(ours[i]))) return true;
-    return p->has_key && lk__str_ieq(name, LK__STR("authorization"));
+    return p->key_at < p->head.len && lk__str_ieq(name, LK__STR("authorization"));
 }
 
 /* Room for n more bytes in a buffer that holds a secret: what it outgrows is wiped. */
@@ -684,8 +697,8 @@ LK__PRIV llmkit_err lk__provider_write_head(lk__provider *p, const lk__url *url,
     lk__buf_fmt(head, "User-Agent: llmkit/%d.%d.%d\r\n", LLMKIT_VERSION_MAJOR,
                 LLMKIT_VERSION_MINOR, LLMKIT_VERSION_PATCH);
     lk__http_field(head, LK__STR("Content-Type"), LK__STR("application/json"));
+    p->key_at = head->len;
     if (!api_key || !*api_key) return head->failed;
-    p->has_key = true;
     lk__buf bearer;
     lk__buf_init(&bearer, head->env, LLMKIT_MAX_HEAD_BYTES / 2);
     lk__buf_more(&bearer, lk__add(strlen(api_key), sizeof "Bearer "));
@@ -693,6 +706,7 @@ LK__PRIV llmkit_err lk__provider_write_head(lk__provider *p, const lk__url *url,
     lk__buf_z(&bearer, api_key);
     llmkit_err err = bearer.failed;
     if (!err) err = lk__secret_field(head, LK__STR("Authorization"), lk__buf_view(&bearer));
+    p->key_at = head->len - strlen(api_key) - 2;
     lk__buf_wipe(&bearer);
     return err ? err : head->failed;
 }

@@ -10,8 +10,8 @@ typedef struct lk__provider {
     const lk__codec *codec;
     lk__origin      *origin;
     char            *name, *model;
-    lk__buf          head; /* of every request, up to the fields that differ; holds the key */
-    bool             has_key;
+    lk__buf          head; /* of every request, up to the fields that differ; ends with the key */
+    size_t           key_at; /* in head, up to its last CRLF; head.len: none */
     bool             completion_tokens; /* the token limit is called max_completion_tokens here */
 } lk__provider;
 

@@ -55,7 +55,8 @@ typedef struct lk__codec {
                        llmkit_error *error);
     /* One event of a stream.  False: the call ended inside a callback, or *error is set. */
     bool (*read_event)(lk__answer *answer, llmkit_str data, llmkit_error *error);
-    /* The provider's error object, if there is one in the document: type and message. */
+    /* The provider's error object, if there is one in the document: type and message.  They also
+     * say what kind of error it is, where error->http_status is 0 since no status has said so. */
     bool (*read_error)(const lk__json *doc, llmkit_error *error, lk__buf *scratch);
 } lk__codec;
 

@@ -359,6 +359,33 @@ LK__PRIV llmkit_err lk__oai_read(const lk__json *j, llmkit_reply *reply, lk__buf
     return LLMKIT_OK;
 }
 
+/* What a type or a code means: OpenAI's, and those that servers of its dialect took over from
+ * Anthropic.  A quota that is used up has the status of a rate limit. */
+LK__PRIV void lk__oai_classify(llmkit_error *error, llmkit_str word) {
+    static const struct {
+        const char *word;
+        llmkit_err  code;
+    } table[] = {
+        { "insufficient_quota", LLMKIT_E_QUOTA },
+        { "invalid_request_error", LLMKIT_E_REQUEST },
+        { "context_length_exceeded", LLMKIT_E_REQUEST },
+        { "model_not_found", LLMKIT_E_REQUEST },
+        { "not_found_error", LLMKIT_E_REQUEST },
+        { "invalid_api_key", LLMKIT_E_AUTH },
+        { "authentication_error", LLMKIT_E_AUTH },
+        { "permission_error", LLMKIT_E_AUTH },
+        { "rate_limit_exceeded", LLMKIT_E_LIMITED },
+        { "rate_limit_error", LLMKIT_E_LIMITED },
+        { "overloaded_error", LLMKIT_E_OVERLOADED },
+    };
+    for (size_t i = 0; i < LK__COUNT(table); i++) {
+        bool decides = error->http_status == 0 || table[i].code == LLMKIT_E_QUOTA;
+        if (!decides || !lk__str_eq(word, lk__str_z(table[i].word))) continue;
+        error->code = table[i].code;
+        error->retryable = lk__err_retryable(error->code);
+    }
+}
+
 /* {"error":{"message","type","code"}}; some servers give a string, an array around the object
  * (Google), or no object around its members (vLLM, FastAPI's "detail"). */
 LK__PRIV bool lk__oai_read_error(const lk__json *j, llmkit_error *error, lk__buf *scratch) {
@@ -369,11 +396,13 @@ LK__PRIV bool lk__oai_read_error(const lk__json *j, llmkit_error *error, lk__buf
     if (text < 0) text = lk__json_get(j, e, LK__STR("detail"));
     if (text < 0 && e != root) text = e;
     if (text < 0 || lk__json_type_of(j, e) == LK__JSON_NULL) return false;
-    lk__node code = lk__json_get(j, e, LK__STR("code"));
-    if (lk__json_type_of(j, code) != LK__JSON_STRING)
-        code = lk__json_get(j, e, LK__STR("type"));
-    llmkit_str type = lk__json_view(j, code, scratch);
-    if (type.len) lk__str_copy(error->type, sizeof error->type, type);
+    static const char *const names[] = { "type", "code" }; /* the code is more exact */
+    for (size_t i = 0; i < LK__COUNT(names); i++) {
+        lk__node n = lk__json_get(j, e, lk__str_z(names[i]));
+        llmkit_str word = lk__json_view(j, n, scratch);
+        lk__oai_classify(error, word);
+        if (word.len) lk__str_copy(error->type, sizeof error->type, word);
+    }
     llmkit_str message = lk__json_view(j, text, scratch);
     if (message.len) lk__str_copy(error->message, sizeof error->message, message);
     return true;

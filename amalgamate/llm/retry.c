@@ -114,31 +114,3 @@ LK__PRIV void lk__retry_read_head(llmkit_error *error, const lk__head *head, int
     error->retry_after_ms = lk__retry_after(head, wall_s);
     lk__str_copy(error->request_id, sizeof error->request_id, lk__request_id(head));
 }
-
-/* OpenAI's types and codes, and what servers that speak its dialect took over from Anthropic. */
-LK__PRIV void lk__retry_read_type(llmkit_error *error) {
-    static const struct {
-        const char *type;
-        llmkit_err  code;
-    } table[] = {
-        { "insufficient_quota", LLMKIT_E_QUOTA },
-        { "invalid_request_error", LLMKIT_E_REQUEST },
-        { "context_length_exceeded", LLMKIT_E_REQUEST },
-        { "model_not_found", LLMKIT_E_REQUEST },
-        { "not_found_error", LLMKIT_E_REQUEST },
-        { "invalid_api_key", LLMKIT_E_AUTH },
-        { "authentication_error", LLMKIT_E_AUTH },
-        { "permission_error", LLMKIT_E_AUTH },
-        { "rate_limit_exceeded", LLMKIT_E_LIMITED },
-        { "rate_limit_error", LLMKIT_E_LIMITED },
-        { "overloaded_error", LLMKIT_E_OVERLOADED },
-    };
-    llmkit_str type = lk__str_z(error->type);
-    for (size_t i = 0; i < LK__COUNT(table); i++) {
-        if (!lk__str_eq(type, lk__str_z(table[i].type))) continue;
-        bool quota = table[i].code == LLMKIT_E_QUOTA;
-        if (error->http_status && !quota) return; /* the status has said so itself */
-        error->code = table[i].code;
-        error->retryable = lk__err_retryable(error->code);
-    }
-}

@@ -18,7 +18,4 @@ LK__PRIV int64_t lk__retry_delay(const lk__retry_policy *policy, uint32_t tries,
 /* What a response other than 2xx says in its status line and fields: code, retryable, retry-after
  * and request id.  wall_s is the time of day, for a Retry-After that names one. */
 LK__PRIV void lk__retry_read_head(llmkit_error *error, const lk__head *head, int64_t wall_s);
-/* And what follows from the error's type, once the body has been read: quota is no rate limit, and
- * an error that came with status 200 is what its type says. */
-LK__PRIV void lk__retry_read_type(llmkit_error *error);
 LK__PRIV llmkit_str lk__request_id(const lk__head *head);

@@ -7,6 +7,19 @@ enum {
     LK__WIRE_PIECES = 8, /* gathered into one system call */
 };
 
+/* Bytes that neither the socket nor the engine has taken. */
+LK__PRIV size_t lk__wire_waiting(const lk__wire *w) {
+    return w->out.len - w->out_sent;
+}
+
+LK__PRIV size_t lk__wire_unsent(const lk__wire *w) {
+#if LLMKIT_WITH_TLS
+    return lk__wire_waiting(w) + (w->record.len - w->record_sent);
+#else
+    return lk__wire_waiting(w);
+#endif
+}
+
 /* ---- what the poller is asked for ------------------------------------------------------------ */
 
 LK__PRIV bool lk__wire_waits_to_send(const lk__wire *w) {
@@ -15,10 +28,10 @@ LK__PRIV bool lk__wire_waits_to_send(const lk__wire *w) {
     if (w->tls) {
         unsigned wants = lk__tls_wants(w->tls);
         return w->record.len > 0 || (wants & LK__TLS_SEND_WIRE) ||
-               ((wants & LK__TLS_SEND_APP) && lk__wire_unsent(w) > 0);
+               ((wants & LK__TLS_SEND_APP) && lk__wire_waiting(w) > 0);
     }
 #endif
-    return lk__wire_unsent(w) > 0;
+    return lk__wire_waiting(w) > 0;
 }
 
 /* What the engine could not take yet must be gone before more is read. */
@@ -73,7 +86,9 @@ LK__PRIV size_t lk__wire_send(lk__wire *w, const struct iovec *iov, int count) {
     return 0;
 }
 
+/* A request's head may be among the bytes, and a key in it. */
 LK__PRIV void lk__wire_drop_out(lk__wire *w) {
+    if (w->out.ptr) lk__wipe(w->out.ptr, w->out.cap);
     lk__buf_free(&w->out);
     w->out_sent = 0;
 }
@@ -85,8 +100,18 @@ LK__PRIV void lk__wire_sent(lk__wire *w, size_t n) {
     if (w->out_sent == w->out.len) lk__wire_drop_out(w);
 }
 
-LK__PRIV llmkit_err lk__wire_keep(lk__wire *w, llmkit_str rest) {
-    lk__buf_str(&w->out, rest);
+/* Keeps, in order, what is left of the pieces behind the bytes that were taken.  Room for all of it
+ * at once: growing piece by piece would leave copies of a key behind. */
+LK__PRIV llmkit_err lk__wire_keep(lk__wire *w, const llmkit_str *pieces, size_t num, size_t taken) {
+    size_t bytes = 0;
+    for (size_t i = 0; i < num; i++) bytes = lk__add(bytes, pieces[i].len);
+    if (w->broken || bytes == taken) return LLMKIT_OK;
+    lk__buf_more(&w->out, bytes - taken);
+    for (size_t i = 0; i < num; i++) {
+        size_t skip = taken < pieces[i].len ? taken : pieces[i].len;
+        taken -= skip;
+        lk__buf_str(&w->out, lk__str_from(pieces[i], skip));
+    }
     return w->out.failed;
 }
 
@@ -147,23 +172,25 @@ LK__PRIV size_t lk__wire_encrypt(lk__wire *w, llmkit_str bytes) {
 
 LK__PRIV void lk__wire_push_tls(lk__wire *w) {
     lk__wire_flush_records(w);
-    while (lk__wire_unsent(w) > 0) {
+    while (lk__wire_waiting(w) > 0) {
         llmkit_str rest = lk__str_from(lk__buf_view(&w->out), w->out_sent);
         size_t n = lk__wire_encrypt(w, rest);
         lk__wire_sent(w, n);
         if (n < rest.len) break;
     }
     lk__tls_flush(w->tls);
-    if (w->shut && w->ready && lk__wire_unsent(w) == 0) lk__tls_finish(w->tls);
+    if (w->shut && w->ready && lk__wire_waiting(w) == 0) lk__tls_finish(w->tls);
     lk__wire_flush_records(w);
 }
 
 LK__PRIV llmkit_err lk__wire_write_tls(lk__wire *w, const llmkit_str *pieces, size_t num) {
-    llmkit_err err = LLMKIT_OK;
-    for (size_t i = 0; i < num && !err; i++) {
-        size_t done = lk__wire_unsent(w) == 0 ? lk__wire_encrypt(w, pieces[i]) : 0;
-        if (done < pieces[i].len) err = lk__wire_keep(w, lk__str_from(pieces[i], done));
+    size_t taken = 0;
+    for (size_t i = 0; i < num && lk__wire_waiting(w) == 0; i++) {
+        size_t done = lk__wire_encrypt(w, pieces[i]);
+        taken += done;
+        if (done < pieces[i].len) break;
     }
+    llmkit_err err = lk__wire_keep(w, pieces, num, taken);
     lk__tls_flush(w->tls);
     lk__wire_flush_records(w);
     return err;
@@ -171,8 +198,8 @@ LK__PRIV llmkit_err lk__wire_write_tls(lk__wire *w, const llmkit_str *pieces, si
 #endif
 
 LK__PRIV void lk__wire_push_plain(lk__wire *w) {
-    while (lk__wire_unsent(w) > 0 && !w->broken) {
-        struct iovec iov = { w->out.ptr + w->out_sent, lk__wire_unsent(w) };
+    while (lk__wire_waiting(w) > 0 && !w->broken) {
+        struct iovec iov = { w->out.ptr + w->out_sent, lk__wire_waiting(w) };
         size_t n = lk__wire_send(w, &iov, 1);
         if (n == 0) return;
         lk__wire_sent(w, n);
@@ -182,7 +209,7 @@ LK__PRIV void lk__wire_push_plain(lk__wire *w) {
 /* One gathered call; what it did not take is kept, in order. */
 LK__PRIV llmkit_err lk__wire_write_plain(lk__wire *w, const llmkit_str *pieces, size_t num) {
     size_t taken = 0;
-    if (lk__wire_unsent(w) == 0 && num <= LK__WIRE_PIECES) {
+    if (lk__wire_waiting(w) == 0 && num <= LK__WIRE_PIECES) {
         struct iovec iov[LK__WIRE_PIECES];
         int count = 0;
         for (size_t i = 0; i < num; i++)
@@ -190,13 +217,7 @@ LK__PRIV llmkit_err lk__wire_write_plain(lk__wire *w, const llmkit_str *pieces, 
                 iov[count++] = (struct iovec){ (void *)(uintptr_t)pieces[i].ptr, pieces[i].len };
         if (count) taken = lk__wire_send(w, iov, count);
     }
-    llmkit_err err = LLMKIT_OK;
-    for (size_t i = 0; i < num && !err && !w->broken; i++) {
-        size_t skip = taken < pieces[i].len ? taken : pieces[i].len;
-        taken -= skip;
-        if (skip < pieces[i].len) err = lk__wire_keep(w, lk__str_from(pieces[i], skip));
-    }
-    return err;
+    return lk__wire_keep(w, pieces, num, taken);
 }
 
 LK__PRIV void lk__wire_push(lk__wire *w) {
@@ -211,7 +232,7 @@ LK__PRIV void lk__wire_push(lk__wire *w) {
 
 /* FIN, once everything before it is with the kernel. */
 LK__PRIV void lk__wire_half_close(lk__wire *w) {
-    if (!w->shut || lk__wire_unsent(w) > 0 || lk__wire_waits_to_send(w)) return;
+    if (!w->shut || lk__wire_waiting(w) > 0 || lk__wire_waits_to_send(w)) return;
     shutdown(w->io.fd, SHUT_WR);
 }
 
@@ -220,7 +241,7 @@ LK__PRIV bool lk__wire_on_writable(lk__wire *w) {
     lk__wire_push(w);
     if (w->broken) lk__wire_drop_out(w);
     lk__wire_half_close(w);
-    if (lk__wire_unsent(w) > 0 || lk__wire_waits_to_send(w)) return true;
+    if (lk__wire_waiting(w) > 0 || lk__wire_waits_to_send(w)) return true;
     return !w->ready || !w->ops->drained || lk__wire_tell(w, w->ops->drained);
 }
 
@@ -378,7 +399,7 @@ LK__PRIV void lk__wire_pull_some(lk__wire *w) {
         if ((pulled = lk__wire_pull(w)) == LK__PULL_GONE) return;
 #if LLMKIT_WITH_TLS
     /* What was written while the engine was in the middle of a record from the peer. */
-    if (w->tls && lk__wire_unsent(w) > 0 && !lk__wire_on_writable(w)) return;
+    if (w->tls && lk__wire_waiting(w) > 0 && !lk__wire_on_writable(w)) return;
 #endif
     lk__wire_watch(w);
 }

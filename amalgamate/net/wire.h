@@ -55,8 +55,8 @@ LK__INLINE bool lk__wire_is_open(const lk__wire *w) { return w->loop != NULL; }
  * call.  A connection that fails here is reported by closed, like any other.  E_NOMEM: what went
  * out may be a part of a piece, so that the wire is of no more use. */
 LK__PRIV llmkit_err lk__wire_write(lk__wire *w, const llmkit_str *pieces, size_t num);
-/* Bytes written that are still here; those inside a TLS record that is on its way count as sent. */
-LK__INLINE size_t lk__wire_unsent(const lk__wire *w) { return w->out.len - w->out_sent; }
+/* Bytes written that are still here; a TLS record that the engine is sending counts as sent. */
+LK__PRIV size_t lk__wire_unsent(const lk__wire *w);
 /* Nothing more will be written: once all is sent the peer is told so.  Reading goes on. */
 LK__PRIV void lk__wire_shut(lk__wire *w);
 LK__PRIV void lk__wire_pause(lk__wire *w);
