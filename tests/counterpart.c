@@ -49,6 +49,7 @@ int main(int argc, char **argv) {
     if (argc < 4) return 1;
     llmkit_provider_desc provider = { .base_url = argv[2], .api_key = "k",
                                       .model = getenv("MODEL") ? getenv("MODEL") : "gpt-4-mock" };
+    const char *patience = getenv("FIRST_BYTE_MS");
     llmkit_tls *tls = NULL;
     if (argc > 4 && *argv[4] &&
         !(tls = llmkit_tls_create(&(llmkit_tls_desc){ .ca_file = argv[4] }, &error)))
@@ -56,7 +57,8 @@ int main(int argc, char **argv) {
     llmkit_client *client = llmkit_client_create(
         &(llmkit_client_desc){ .providers = &provider, .num_providers = 1, .tls = tls,
                                .backoff_ms = 1, .max_backoff_ms = 1, .max_retry_after_ms = 100,
-                               .first_byte_ms = 2000, .idle_ms = 2000 }, &error);
+                               .first_byte_ms = patience ? (uint32_t)atoi(patience) : 10000,
+                               .idle_ms = 10000 }, &error);
     if (!client) return 1;
     const llmkit_request request = { .prompt = argv[3] };
     for (int i = argc > 5 ? atoi(argv[5]) : 1; i > 0; i--)

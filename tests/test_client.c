@@ -201,6 +201,36 @@ static void headers_of_a_request_are_sent(void **state) {
     rig_close(&r);
 }
 
+/* Gives memory back only after a look for the key in it. */
+static void *watchful_alloc(void *user, void *ptr, size_t old_size, size_t new_size) {
+    static const char key[] = "sk-very-secret";
+    void *moved = new_size ? lk_world_alloc(user, NULL, 0, new_size) : NULL;
+    if (new_size && !moved) return NULL;
+    if (ptr && new_size) memcpy(moved, ptr, old_size < new_size ? old_size : new_size);
+    for (size_t i = 0; ptr && i + sizeof key - 1 <= old_size; i++)
+        assert_int_not_equal(memcmp((char *)ptr + i, key, sizeof key - 1), 0);
+    if (ptr) lk_world_alloc(user, ptr, old_size, 0);
+    return moved;
+}
+
+static void no_key_is_left_in_freed_memory(void **state) {
+    (void)state;
+    char big[9000];
+    memset(big, 'b', sizeof big - 1);
+    big[sizeof big - 1] = '\0';
+    const char *const large[] = { "X-Big", big, NULL };
+    rig r = { .provider = { .api_key = "sk-very-secret" } };
+    lk_world_init_virtual(&r.world, 0);
+    r.world.env.alloc = watchful_alloc;
+    rig_open(&r);
+    rig_run(&r, SCRIPT("503||", "200||" WHOLE), false, "REPLY(Hello) DONE(OK)");
+    assert_ok(rig_try(&r, &(llmkit_request){ .prompt = "x", .headers = large }, false));
+    rig_wait(&r);
+    rig_run(&r, SCRIPT("401||" REFUSED("\"c\"", "t")), true, "DONE(E_AUTH)");
+    assert_null(strstr(r.world.log, "sk-very"));
+    rig_close(&r);
+}
+
 /* ---- clients that cannot be -------------------------------------------------------------------*/
 
 static void bad_descs_are_refused(void **state) {
@@ -1284,6 +1314,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(max_calls_bounds_what_is_in_flight),
     cmocka_unit_test(requests_that_make_no_sense_are_refused),
     cmocka_unit_test(headers_of_a_request_are_sent),
+    cmocka_unit_test(no_key_is_left_in_freed_memory),
     cmocka_unit_test(bad_descs_are_refused),
     cmocka_unit_test(the_environment_names_key_and_host),
     cmocka_unit_test(some_statuses_are_tried_again),

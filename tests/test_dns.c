@@ -210,7 +210,8 @@ static void address_is_read(const char *text, const char *as) {
 static void addresses_are_told_from_names(void **state) {
     static const char *const names[] = {
         "", "localhost", "1.2.3", "1.2.3.4.5", "256.1.1.1", "1.2.3.4 ", "127.1", "0x7f.0.0.1",
-        "[::1]", "::1]", "1::2::3", ":::", "::1%", "::1%no-such-interface", "1.2.3.4%lo", "%", "a%b",
+        "[::1]", "::1]", "1::2::3", ":::", "::1%", "::1%no-such-interface", "1.2.3.4%lo", "%",
+        "a%b",
         "example.com", "1.2.3.4:80",
     };
     lk__addr addr;
