@@ -281,7 +281,7 @@ def test_an_interrupt_ends_a_stream():
             assert process.wait(lk.SECONDS) == -signal.SIGINT
 
 
-# ---- Keys -----------------------------------------------------------------------------------------
+# ---- Keys ----------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("padding", ["", "x" * 235])
 def test_a_key_that_the_server_echoes_is_struck_out(padding):

@@ -444,20 +444,25 @@ static void events_alike_are_read_alike(void **state) {
     assert_no_leak(&f.world);
 }
 
+#define LONG "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
+
 static const char *const long_stream[] = {
     DELTA("\"content\":\"a\""), DELTA("\"content\":\"b\\n\""), DELTA("\"content\":\"c\\n\""),
+    DELTA("\"content\":\"" LONG "\\n\""), /* more than before: the text needs room */
+    DELTA("\"refusal\":\"" LONG LONG LONG "\\n\""),
     DELTA("\"refusal\":\"r\""),
     DELTA("\"tool_calls\":[{\"index\":1,\"id\":\"i\",\"function\":{\"name\":\"f\"}},"
           "{\"index\":0,\"id\":\"j\",\"function\":{\"name\":\"g\",\"arguments\":\"{\"}}]"),
     DELTA("\"tool_calls\":[{\"index\":1,\"function\":{\"arguments\":\"12\"}}]"),
     "{\"choices\":[{\"delta\":{},\"finish_reason\":\"tool_calls\"}]}",
     "{\"choices\":[{\"delta\":{},\"finish_reason\":\"tool_calls\"}]}",
+    DELTA("\"tool_calls\":[{\"index\":1,\"function\":{\"arguments\":\"late\"}}]"), /* nothing */
     "{\"choices\":[],\"usage\":{\"prompt_tokens\":1}}", "[DONE]",
 };
 
 static void a_call_may_end_in_any_event(void **state) {
     (void)state;
-    for (int stop = 1; stop <= 13; stop++) {
+    for (int stop = 1; stop <= 15; stop++) {
         feed f = { 0 };
         lk_world_init(&f.world);
         feed_init(&f);
@@ -465,7 +470,7 @@ static void a_call_may_end_in_any_event(void **state) {
         bool going = true;
         for (size_t i = 0; i < LK__COUNT(long_stream) && going; i++)
             going = feed_event(&f, long_stream[i]);
-        assert_int_equal(going, stop == 13);
+        assert_int_equal(going, stop == 15);
         assert_ok(f.error.code);
         feed_free(&f);
         assert_no_leak(&f.world);
@@ -483,7 +488,8 @@ static void reading_a_stream_survives_every_refusal(void **state) {
             going = feed_event(&f, long_stream[i]);
         if (!going) assert_err(f.error.code, LLMKIT_E_NOMEM);
         if (going)
-            assert_string_equal(f.log, "1(0  ) 2(0 a ) 2(0 b\n ) 2(0 c\n ) 3(0 r ) 4(1  f) 4(0  g) "
+            assert_string_equal(f.log, "1(0  ) 2(0 a ) 2(0 b\n ) 2(0 c\n ) 2(0 " LONG "\n ) "
+                                "3(0 " LONG LONG LONG "\n ) 3(0 r ) 4(1  f) 4(0  g) "
                                 "5(0 { ) 5(1 12 ) 6(1  f) 6(0  g) 7(0  ) ");
         feed_free(&f);
     }

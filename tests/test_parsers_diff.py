@@ -25,23 +25,8 @@ def ours():
 
 
 @pytest.fixture(scope="module")
-def theirs():
-    """Node, and the packages that tests/package-lock.json pins, installed once."""
-    if not shutil.which("node") or not shutil.which("npm"):
-        pytest.skip("there is no node or npm")
-    folder = os.path.join(BUILD, "npm")
-    os.makedirs(folder, exist_ok=True)
-    with open(os.path.join(TESTS, "package-lock.json"), "rb") as file:
-        lock = file.read()
-    stamp = os.path.join(folder, "installed")
-    if not os.path.exists(stamp) or open(stamp, "rb").read() != lock:
-        for name in ("package.json", "package-lock.json", ".npmrc"):
-            shutil.copy(os.path.join(TESTS, name), folder)
-        subprocess.run(["npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts", "--silent"],
-                       cwd=folder, check=True)
-        with open(stamp, "wb") as file:
-            file.write(lock)
-    return ["node", os.path.join(TESTS, "parse_dump.js")], folder
+def theirs(npm):
+    return ["node", os.path.join(TESTS, "parse_dump.js")], npm
 
 
 def results(command, cases):

@@ -6,7 +6,6 @@ import http.client
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import ssl
@@ -17,7 +16,6 @@ import pytest
 
 TESTS = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.join(TESTS, "..")
-BUILD = os.path.join(ROOT, "build", "server_clients")
 QUESTION = {"model": "m", "messages": [{"role": "system", "content": "Be brief."},
                                        {"role": "user", "content": "Hi \u00e9 \"there\"\n"}]}
 ANSWER = "echo: Hi \u00e9 \"there\"\n"
@@ -307,7 +305,6 @@ def test_help_and_version_go_to_standard_output(llmkit):
 # ---- other clients -------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(not shutil.which("curl"), reason="there is no curl")
 def test_curl_over_tls_and_unix_sockets(mock, certs, tmp_path):
     body = json.dumps({**QUESTION, "stream": True})
     server = mock("--tls", "--cert", f"{certs}/ec.pem", "--key", f"{certs}/ec.key")
@@ -332,25 +329,6 @@ def test_tls_of_python_is_served_over_one_connection(mock, certs):
         assert json.loads(connection.getresponse().read())["choices"]
     connection.close()
     assert "20 requests on 1 connections" in server.stop()[1]
-
-
-@pytest.fixture(scope="session")
-def node_folder():
-    """The packages that tests/package-lock.json pins, installed once."""
-    if not shutil.which("node") or not shutil.which("npm"):
-        pytest.skip("there is no node or npm")
-    os.makedirs(BUILD, exist_ok=True)
-    stamp = os.path.join(BUILD, "installed")
-    with open(os.path.join(TESTS, "package-lock.json"), "rb") as file:
-        lock = file.read()
-    if not os.path.exists(stamp) or open(stamp, "rb").read() != lock:
-        for name in ("package.json", "package-lock.json", ".npmrc"):
-            shutil.copy(os.path.join(TESTS, name), BUILD)
-        subprocess.run(["npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts", "--silent"],
-                       cwd=BUILD, check=True)
-        with open(stamp, "wb") as file:
-            file.write(lock)
-    return BUILD
 
 
 CLIENTS = """
@@ -388,15 +366,14 @@ replies.forEach((r, i) => assert.equal(r.choices[0].message.content, 'echo: n' +
 """
 
 
-def test_node_fetch_and_the_openai_package_are_satisfied(mock, node_folder):
+def test_node_fetch_and_the_openai_package_are_satisfied(mock, npm):
     server = mock()
     run = subprocess.run(["node", "--input-type=module", "-e", CLIENTS, server.url,
-                          json.dumps(QUESTION), ANSWER], cwd=node_folder,
+                          json.dumps(QUESTION), ANSWER], cwd=npm,
                          capture_output=True, text=True, timeout=60)
     assert run.returncode == 0, run.stderr
 
 
-@pytest.mark.skipif(not shutil.which("wrk"), reason="there is no wrk")
 def test_burst_loses_nothing(mock, tmp_path):
     server = mock()
     script = tmp_path / "post.lua"

@@ -489,6 +489,63 @@ static void sockets_may_take_and_give_single_bytes(void **state) {
     most_bytes = 0;
 }
 
+static void a_socket_that_is_full_for_a_moment_holds_nothing_up(void **state) {
+    (void)state;
+    for (int nth = 1; nth <= 12; nth++) {
+        pair p;
+        lk__sys sys = *lk__sys_default();
+        sys.send = faulty_send;
+        pair_open(&p, nth % 2);
+        lk__loop_set_sys(p.loop, &sys);
+        llmkit_str all = numbers(100000);
+        faults_left = (nth + 1) / 2;
+        fault_errno = EAGAIN;
+        assert_ok(lk__wire_write(&p.a.wire, &all, 1));
+        for (int i = 0; i < 10000 && p.b.in.len < all.len; i++) turns(&p, 1);
+        assert_int_equal(p.b.in.len, all.len);
+        pair_close(&p);
+    }
+    faults_left = 0;
+}
+
+/* The engine takes nothing in the middle of a record from the peer. */
+static void what_is_written_in_the_middle_of_a_record_goes_after_it(void **state) {
+    (void)state;
+    pair p;
+    lk__sys sys = *lk__sys_default();
+    sys.recv = faulty_recv;
+    pair_open(&p, true);
+    lk__loop_set_sys(p.loop, &sys);
+    most_bytes = 7;
+    say(&p.a, "a question of some length");
+    turns(&p, 1);
+    assert_int_equal(p.b.in.len, 0);
+    say(&p.b, "the answer");
+    turns(&p, 100);
+    assert_str(lk__buf_view(&p.b.in), "a question of some length");
+    assert_str(lk__buf_view(&p.a.in), "the answer");
+    pair_close(&p);
+    most_bytes = 0;
+}
+
+static void no_memory_while_sending_loses_nothing_unsaid(void **state) {
+    (void)state;
+    for (unsigned long nth = 1; nth < 8; nth++) {
+        pair p;
+        pair_open(&p, true);
+        llmkit_str all = numbers(1000000);
+        p.world.fail_at = p.world.calls + nth;
+        if (!lk__wire_write(&p.a.wire, &all, 1)) {
+            for (int i = 0; i < 10000 && p.b.in.len < all.len && !p.b.in.failed; i++) turns(&p, 1);
+            if (!p.b.in.failed) {
+                assert_int_equal(p.b.in.len, all.len);
+                assert_memory_equal(p.b.in.ptr, all.ptr, all.len);
+            }
+        }
+        pair_close(&p);
+    }
+}
+
 static void no_memory_to_keep_bytes_is_told(void **state) {
     (void)state;
     pair p;
@@ -538,6 +595,9 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(a_wrong_host_is_a_certificate_error),
     cmocka_unit_test(a_failed_send_ends_the_wire_by_itself),
     cmocka_unit_test(sockets_may_take_and_give_single_bytes),
+    cmocka_unit_test(a_socket_that_is_full_for_a_moment_holds_nothing_up),
+    cmocka_unit_test(what_is_written_in_the_middle_of_a_record_goes_after_it),
+    cmocka_unit_test(no_memory_while_sending_loses_nothing_unsaid),
     cmocka_unit_test(no_memory_to_keep_bytes_is_told),
     cmocka_unit_test(opening_survives_every_refusal),
 };
