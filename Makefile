@@ -90,13 +90,15 @@ format-check:                           ## what clang-format would change in the
 # Figures.  Each group prints a table and appends to build/figures.jsonl.
 
 .PHONY: bench sim sizes
-bench: $(or $(B:%=run-bench-%),$(BENCHES:%=run-bench-%))   ## all benchmarks, or B=GROUP
+bench: $(or $(B:%=run-bench-%),$(BENCHES:%=run-bench-%) run-bench-size)  ## all benchmarks, or B=GROUP
 
 sim: $(or $(S:%=run-sim-%),$(SIMS:%=run-sim-%))            ## all simulations, or S=GROUP
 
 run-bench-%: build/bench/%
 	@tests/deps bench
 	$<
+
+run-bench-size: sizes
 
 run-sim-%: build/sim/%
 	$<
