@@ -616,9 +616,9 @@ typedef struct llmkit_client_desc {
 
 typedef struct llmkit_client_stats {
     uint64_t calls, attempts, retries;
-    uint64_t resent;                           /* at once, since a kept connection was stale */
-    uint64_t connects, reused;                 /* connections opened; requests on a used one */
-    uint32_t open, idle, in_flight;            /* now: connections, those unused, calls */
+    uint64_t resent;                /* at once, since a kept connection was stale */
+    uint64_t connects, reused;      /* connections opened; requests on a used one */
+    uint32_t open, idle, in_flight; /* now: connections, those unused, calls */
 } llmkit_client_stats;
 
 /* desc NULL: all defaults.  NULL on failure, with the reason in error, which may be NULL. */
@@ -657,7 +657,8 @@ LLMKIT_API llmkit_err llmkit_submit_whole(llmkit_client *client, const llmkit_re
                                           llmkit_error *error);
 /* Any thread.  Unless it ends before, the call ends with E_CANCELLED on a later turn. */
 LLMKIT_API llmkit_err llmkit_cancel(llmkit_client *client, llmkit_call call);
-/* Stops and resumes reading the reply: TCP pushes back.  No deadline but the total one runs. */
+/* Stops and resumes reading the reply: TCP pushes back.  Events of what was read before still come.
+ * While it is paused no deadline but the total one runs. */
 LLMKIT_API llmkit_err llmkit_pause(llmkit_client *client, llmkit_call call);
 LLMKIT_API llmkit_err llmkit_resume(llmkit_client *client, llmkit_call call);
 
@@ -836,7 +837,7 @@ LLMKIT_API void llmkit_exchange_abort(llmkit_exchange *exchange);
 
 #if defined(LLMKIT_IMPLEMENTATION) && !defined(LLMKIT_IMPLEMENTED)
 #define LLMKIT_IMPLEMENTED
-#define LK__SOURCE_SUM "2b0a7ada4905121c"
+#define LK__SOURCE_SUM "21bc643dd90ee1e4"
 
 /* ==== >>core/platform.h ======================================================================= */
 /* core/platform.h -- system headers, and what the platform and the compiler have */

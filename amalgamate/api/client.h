@@ -39,9 +39,9 @@ typedef struct llmkit_client_desc {
 
 typedef struct llmkit_client_stats {
     uint64_t calls, attempts, retries;
-    uint64_t resent;                           /* at once, since a kept connection was stale */
-    uint64_t connects, reused;                 /* connections opened; requests on a used one */
-    uint32_t open, idle, in_flight;            /* now: connections, those unused, calls */
+    uint64_t resent;                /* at once, since a kept connection was stale */
+    uint64_t connects, reused;      /* connections opened; requests on a used one */
+    uint32_t open, idle, in_flight; /* now: connections, those unused, calls */
 } llmkit_client_stats;
 
 /* desc NULL: all defaults.  NULL on failure, with the reason in error, which may be NULL. */
@@ -80,6 +80,7 @@ LLMKIT_API llmkit_err llmkit_submit_whole(llmkit_client *client, const llmkit_re
                                           llmkit_error *error);
 /* Any thread.  Unless it ends before, the call ends with E_CANCELLED on a later turn. */
 LLMKIT_API llmkit_err llmkit_cancel(llmkit_client *client, llmkit_call call);
-/* Stops and resumes reading the reply: TCP pushes back.  No deadline but the total one runs. */
+/* Stops and resumes reading the reply: TCP pushes back.  Events of what was read before still come.
+ * While it is paused no deadline but the total one runs. */
 LLMKIT_API llmkit_err llmkit_pause(llmkit_client *client, llmkit_call call);
 LLMKIT_API llmkit_err llmkit_resume(llmkit_client *client, llmkit_call call);
