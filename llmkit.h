@@ -710,7 +710,7 @@ typedef struct llmkit_batch_stats {
 typedef struct llmkit_batch_desc {
     uint32_t               _guard0;
     llmkit_env             env;
-    const char            *requests_path;
+    const char            *requests_path; /* a file: a pipe that stalls would hold up everything */
     const char            *save_path;   /* default: requests_path, its .jsonl made _results.jsonl */
     const char            *errors_path; /* default: errors.jsonl beside save_path */
     bool                   append;      /* add to output files; else they must be new or empty */
@@ -837,7 +837,7 @@ LLMKIT_API void llmkit_exchange_abort(llmkit_exchange *exchange);
 
 #if defined(LLMKIT_IMPLEMENTATION) && !defined(LLMKIT_IMPLEMENTED)
 #define LLMKIT_IMPLEMENTED
-#define LK__SOURCE_SUM "21bc643dd90ee1e4"
+#define LK__SOURCE_SUM "d9fa18d91d325b38"
 
 /* ==== >>core/platform.h ======================================================================= */
 /* core/platform.h -- system headers, and what the platform and the compiler have */

@@ -46,7 +46,7 @@ typedef struct llmkit_batch_stats {
 typedef struct llmkit_batch_desc {
     uint32_t               _guard0;
     llmkit_env             env;
-    const char            *requests_path;
+    const char            *requests_path; /* a file: a pipe that stalls would hold up everything */
     const char            *save_path;   /* default: requests_path, its .jsonl made _results.jsonl */
     const char            *errors_path; /* default: errors.jsonl beside save_path */
     bool                   append;      /* add to output files; else they must be new or empty */
