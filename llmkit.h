@@ -837,7 +837,7 @@ LLMKIT_API void llmkit_exchange_abort(llmkit_exchange *exchange);
 
 #if defined(LLMKIT_IMPLEMENTATION) && !defined(LLMKIT_IMPLEMENTED)
 #define LLMKIT_IMPLEMENTED
-#define LK__SOURCE_SUM "d9fa18d91d325b38"
+#define LK__SOURCE_SUM "78294886a86e3814"
 
 /* ==== >>core/platform.h ======================================================================= */
 /* core/platform.h -- system headers, and what the platform and the compiler have */
@@ -1105,6 +1105,10 @@ LK__INLINE size_t lk__add(size_t a, size_t b) {
     return a > SIZE_MAX - b ? SIZE_MAX : a + b;
 }
 
+LK__INLINE uint32_t lk__def(uint32_t value, uint32_t by_default) { /* of a desc's field */
+    return value ? value : by_default;
+}
+
 LK__INLINE int64_t lk__now(const llmkit_env *env) {
     return env->now_ns(env->user);
 }
@@ -1260,6 +1264,7 @@ typedef struct lk__buf {
 
 LK__PRIV void lk__buf_init(lk__buf *b, const llmkit_env *env, size_t max);
 LK__PRIV void lk__buf_free(lk__buf *b);
+LK__PRIV void lk__buf_wipe(lk__buf *b); /* frees one that held a secret */
 /* n writable bytes at the end, or NULL; lk__buf_wrote then counts those that were written. */
 LK__PRIV char *lk__buf_more(lk__buf *b, size_t n);
 LK__PRIV void lk__buf_grow(lk__buf *b, size_t n);  /* slow path of the calls below */
@@ -1631,6 +1636,11 @@ LK__PRIV void lk__buf_grow(lk__buf *b, size_t n) {
     b->ptr = ptr;
     b->cap = cap;
     b->ptr[b->len] = '\0';
+}
+
+LK__PRIV void lk__buf_wipe(lk__buf *b) {
+    if (b->ptr) lk__wipe(b->ptr, b->cap);
+    lk__buf_free(b);
 }
 
 LK__PRIV char *lk__buf_more(lk__buf *b, size_t n) {
@@ -7292,8 +7302,7 @@ LK__PRIV size_t lk__wire_send(lk__wire *w, const struct iovec *iov, int count) {
 
 /* A request's head may be among the bytes, and a key in it. */
 LK__PRIV void lk__wire_drop_out(lk__wire *w) {
-    if (w->out.ptr) lk__wipe(w->out.ptr, w->out.cap);
-    lk__buf_free(&w->out);
+    lk__buf_wipe(&w->out);
     w->out_sent = 0;
 }
 
@@ -10067,11 +10076,6 @@ LK__PRIV void lk__buf_trim(lk__buf *b) {
     lk__buf_clear(b);
 }
 
-LK__PRIV void lk__buf_wipe(lk__buf *b) {
-    if (b->ptr) lk__wipe(b->ptr, b->cap);
-    lk__buf_free(b);
-}
-
 /* Back to the free ones, warm for the next call. */
 LK__PRIV void lk__call_release(lk__call *c) {
     llmkit_client *client = c->client;
@@ -10485,10 +10489,6 @@ LK__PRIV void lk__provider_free(llmkit_client *client, lk__provider *p) {
 }
 
 /* ---- the client ------------------------------------------------------------------------------ */
-
-LK__PRIV uint32_t lk__def(uint32_t value, uint32_t by_default) {
-    return value ? value : by_default;
-}
 
 LK__PRIV void lk__client_set(llmkit_client *c, const llmkit_client_desc *d) {
     c->max_calls = lk__def(d->max_calls, 16384);
@@ -11777,10 +11777,6 @@ LK__PRIV llmkit_err lk__batch_check(const llmkit_batch_desc *d, llmkit_error *er
     return LLMKIT_OK;
 }
 
-LK__PRIV uint32_t lk__batch_or(uint32_t value, uint32_t by_default) {
-    return value ? value : by_default;
-}
-
 LK__PRIV uint32_t lk__batch_warm_count(const llmkit_batch *b, uint32_t asked) {
     double count = b->rate > 0 ? b->rate * LK__BATCH_WARM_MS / 1000 : LK__BATCH_WARM_MOST;
     uint64_t lines = b->in.total_bytes / 16 + 1; /* at most: a short line */
@@ -11794,11 +11790,11 @@ LK__PRIV void lk__batch_set(llmkit_batch *b, const llmkit_batch_desc *d) {
     b->retry = lk__retry_fill((lk__retry_policy){ d->max_attempts, d->backoff_ms,
                                                   d->max_backoff_ms, d->max_retry_after_ms });
     b->rate = d->max_requests_per_s;
-    b->max_in_flight = lk__batch_or(d->max_in_flight, LK__BATCH_IN_FLIGHT);
+    b->max_in_flight = lk__def(d->max_in_flight, LK__BATCH_IN_FLIGHT);
     b->max_tokens = d->max_tokens;
     b->progress = d->progress;
     b->user = d->user;
-    b->progress_ns = lk__batch_or(d->progress_ms, 200) * LK__NS_PER_MS;
+    b->progress_ns = lk__def(d->progress_ms, 200) * LK__NS_PER_MS;
     b->due_end = &b->due;
     b->pace.fn = lk__batch_on_pace;
     b->tick.fn = lk__batch_on_tick;
@@ -11883,7 +11879,7 @@ LK__PRIV bool lk__batch_is_same(int a, int b) {
 /* The outputs last: nothing is created where the rest is wrong. */
 LK__PRIV llmkit_err lk__batch_open_files(llmkit_batch *b, const llmkit_batch_desc *d,
                                          llmkit_error *error) {
-    size_t max_line = lk__batch_or(d->max_line_bytes, LK__BATCH_LINE_BYTES);
+    size_t max_line = lk__def(d->max_line_bytes, LK__BATCH_LINE_BYTES);
     lk__batch_set_paths(b, d);
     if (!b->requests_path || !b->save_path || !b->errors_path)
         return lk__fail(error, LLMKIT_E_NOMEM, "no memory for the names of files");

@@ -22,6 +22,10 @@ LK__INLINE size_t lk__add(size_t a, size_t b) {
     return a > SIZE_MAX - b ? SIZE_MAX : a + b;
 }
 
+LK__INLINE uint32_t lk__def(uint32_t value, uint32_t by_default) { /* of a desc's field */
+    return value ? value : by_default;
+}
+
 LK__INLINE int64_t lk__now(const llmkit_env *env) {
     return env->now_ns(env->user);
 }

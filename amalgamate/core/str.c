@@ -335,6 +335,11 @@ LK__PRIV void lk__buf_grow(lk__buf *b, size_t n) {
     b->ptr[b->len] = '\0';
 }
 
+LK__PRIV void lk__buf_wipe(lk__buf *b) {
+    if (b->ptr) lk__wipe(b->ptr, b->cap);
+    lk__buf_free(b);
+}
+
 LK__PRIV char *lk__buf_more(lk__buf *b, size_t n) {
     lk__buf_grow(b, n);
     return b->failed ? NULL : b->ptr + b->len;

@@ -71,6 +71,7 @@ typedef struct lk__buf {
 
 LK__PRIV void lk__buf_init(lk__buf *b, const llmkit_env *env, size_t max);
 LK__PRIV void lk__buf_free(lk__buf *b);
+LK__PRIV void lk__buf_wipe(lk__buf *b); /* frees one that held a secret */
 /* n writable bytes at the end, or NULL; lk__buf_wrote then counts those that were written. */
 LK__PRIV char *lk__buf_more(lk__buf *b, size_t n);
 LK__PRIV void lk__buf_grow(lk__buf *b, size_t n);  /* slow path of the calls below */

@@ -686,10 +686,6 @@ LK__PRIV llmkit_err lk__batch_check(const llmkit_batch_desc *d, llmkit_error *er
     return LLMKIT_OK;
 }
 
-LK__PRIV uint32_t lk__batch_or(uint32_t value, uint32_t by_default) {
-    return value ? value : by_default;
-}
-
 LK__PRIV uint32_t lk__batch_warm_count(const llmkit_batch *b, uint32_t asked) {
     double count = b->rate > 0 ? b->rate * LK__BATCH_WARM_MS / 1000 : LK__BATCH_WARM_MOST;
     uint64_t lines = b->in.total_bytes / 16 + 1; /* at most: a short line */
@@ -703,11 +699,11 @@ LK__PRIV void lk__batch_set(llmkit_batch *b, const llmkit_batch_desc *d) {
     b->retry = lk__retry_fill((lk__retry_policy){ d->max_attempts, d->backoff_ms,
                                                   d->max_backoff_ms, d->max_retry_after_ms });
     b->rate = d->max_requests_per_s;
-    b->max_in_flight = lk__batch_or(d->max_in_flight, LK__BATCH_IN_FLIGHT);
+    b->max_in_flight = lk__def(d->max_in_flight, LK__BATCH_IN_FLIGHT);
     b->max_tokens = d->max_tokens;
     b->progress = d->progress;
     b->user = d->user;
-    b->progress_ns = lk__batch_or(d->progress_ms, 200) * LK__NS_PER_MS;
+    b->progress_ns = lk__def(d->progress_ms, 200) * LK__NS_PER_MS;
     b->due_end = &b->due;
     b->pace.fn = lk__batch_on_pace;
     b->tick.fn = lk__batch_on_tick;
@@ -792,7 +788,7 @@ LK__PRIV bool lk__batch_is_same(int a, int b) {
 /* The outputs last: nothing is created where the rest is wrong. */
 LK__PRIV llmkit_err lk__batch_open_files(llmkit_batch *b, const llmkit_batch_desc *d,
                                          llmkit_error *error) {
-    size_t max_line = lk__batch_or(d->max_line_bytes, LK__BATCH_LINE_BYTES);
+    size_t max_line = lk__def(d->max_line_bytes, LK__BATCH_LINE_BYTES);
     lk__batch_set_paths(b, d);
     if (!b->requests_path || !b->save_path || !b->errors_path)
         return lk__fail(error, LLMKIT_E_NOMEM, "no memory for the names of files");

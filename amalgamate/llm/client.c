@@ -329,11 +329,6 @@ LK__PRIV void lk__buf_trim(lk__buf *b) {
     lk__buf_clear(b);
 }
 
-LK__PRIV void lk__buf_wipe(lk__buf *b) {
-    if (b->ptr) lk__wipe(b->ptr, b->cap);
-    lk__buf_free(b);
-}
-
 /* Back to the free ones, warm for the next call. */
 LK__PRIV void lk__call_release(lk__call *c) {
     llmkit_client *client = c->client;
@@ -747,10 +742,6 @@ LK__PRIV void lk__provider_free(llmkit_client *client, lk__provider *p) {
 }
 
 /* ---- the client ------------------------------------------------------------------------------ */
-
-LK__PRIV uint32_t lk__def(uint32_t value, uint32_t by_default) {
-    return value ? value : by_default;
-}
 
 LK__PRIV void lk__client_set(llmkit_client *c, const llmkit_client_desc *d) {
     c->max_calls = lk__def(d->max_calls, 16384);

@@ -88,8 +88,7 @@ LK__PRIV size_t lk__wire_send(lk__wire *w, const struct iovec *iov, int count) {
 
 /* A request's head may be among the bytes, and a key in it. */
 LK__PRIV void lk__wire_drop_out(lk__wire *w) {
-    if (w->out.ptr) lk__wipe(w->out.ptr, w->out.cap);
-    lk__buf_free(&w->out);
+    lk__buf_wipe(&w->out);
     w->out_sent = 0;
 }
 
